@@ -11,6 +11,11 @@ what a part costs beside its samples (opening a session and looking at the first
 Then a pass of an hour on one core is simulated for 1 to 256 workers: parts are handed out in order, each to
 the first worker that is free; the driver does one thing at a time. Where the driver saturates is the number
 of workers at which it works all the time.
+
+The layers of a net of 60 MatMul are measured by one process of one core and by two: `trtq sensitivity`. What
+is not shared (opening the model, ranges, merging) takes the same with any number, so that the time with four
+follows from the two. What the driver holds is the largest resident memory of processes of their own that take
+and add the counts of 4 to 256 parts.
 """
 
 from __future__ import annotations
@@ -19,6 +24,9 @@ import argparse
 import heapq
 import json
 import statistics
+import subprocess
+import sys
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -26,18 +34,34 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import onnx
+from onnx import helper, numpy_helper
 from tools import circumstances
 
 import trtq
-from trtq.calibrators.statistics_file import merge_statistics
+from trtq.calibrators.statistics_file import merge_statistics, statistics_to_bytes
 from trtq.cluster import Ray
 from trtq.pipeline.calibrate.data import ObserveOptions
-from trtq.workers import limit_cores
+from trtq.workers import Processes, limit_cores
 
 WORKERS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 _PASS_SECONDS = 3600.0
 _PARTS_EACH = 4
 _ROUNDS = 3
+_LAYERS, _WIDTH, _SAMPLES = 60, 256, 256
+_PARTS = (4, 16, 64, 256)
+_DRIVER = """
+import resource, sys
+from dataclasses import replace
+from trtq.calibrators.statistics_file import merge_statistics, read_statistics
+merged, count = None, int(sys.argv[2])
+for part in range(1, count + 1):
+    seen = read_statistics(sys.argv[1])
+    seen = replace(seen, source=replace(seen.source, num_shards=count), shards=frozenset({part}))
+    merged = seen if merged is None else merge_statistics([merged, seen], ["before", "this"])
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +87,8 @@ def main() -> None:
         "measured": measured,
         "saturates_at_workers": (_PASS_SECONDS / _PARTS_EACH) / costs.driver_s,
         "simulated": simulated,
+        "sensitivity": measure_sensitivity(),
+        "driver_mb": measure_driver(arguments.model, arguments.data),
     }
     arguments.output.write_text(json.dumps(result, indent=1) + "\n")
     for row in simulated:
@@ -119,6 +145,63 @@ def measure(model: Path, data: Path) -> dict[str, Any]:
     finally:
         ray.shutdown()
         cluster.shutdown()
+
+
+def measure_sensitivity() -> dict[str, Any]:
+    """Returns what one process and two take, of a core each, and how many times as fast four would be."""
+    limit_cores(1)
+    with tempfile.TemporaryDirectory() as place:
+        model, data = Path(place, "net.onnx"), Path(place, "data.npz")
+        onnx.save(_make_net(), model)
+        rng = np.random.default_rng(0)
+        np.savez(data, x=rng.normal(size=(_SAMPLES, _WIDTH)).astype(np.float32))
+        spec = trtq.ModelSpec(
+            calibration=trtq.CalibrationSpec(data=str(data), method="minmax", batch_size=8),
+            quantization=trtq.QuantizationSpec(repair=("none",)),
+        )
+
+        def take(number: int) -> float:
+            output = Path(place, "found.json")
+            output.unlink(missing_ok=True)
+            workers = Processes(number) if number > 1 else None
+            return _time(lambda: trtq.sensitivity(model, spec=spec, output=output, workers=workers))
+
+        take(2)  # the processes start
+        rounds = [(take(1), take(2)) for _ in range(_ROUNDS)]
+    one, two = (statistics.median(each) for each in zip(*rounds, strict=True))
+    shared = 2 * (one - two)
+    four = one - shared + shared / 4
+    return {"layers": _LAYERS, "rounds_s": rounds, "two_times": one / two, "four_times_simulated": one / four}
+
+
+def _make_net() -> onnx.ModelProto:
+    rng, nodes, weights = np.random.default_rng(0), list[onnx.NodeProto](), list[onnx.TensorProto]()
+    last = "x"
+    for index in range(_LAYERS):
+        weight = rng.normal(0, (2 / _WIDTH) ** 0.5, (_WIDTH, _WIDTH)).astype(np.float32)
+        weights.append(numpy_helper.from_array(weight, f"w{index}"))
+        nodes.append(helper.make_node("MatMul", [last, f"w{index}"], [f"m{index}"], name=f"layer{index}"))
+        last = f"r{index}"
+        nodes.append(helper.make_node("Relu", [f"m{index}"], [last], name=f"relu{index}"))
+    ends = [helper.make_tensor_value_info(name, 1, ["N", _WIDTH]) for name in ("x", last)]
+    graph = helper.make_graph(nodes, "net", ends[:1], ends[1:], weights)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+def measure_driver(model: Path, data: Path) -> dict[str, float]:
+    """Returns what a process holds that merges so many parts, in 10^6 bytes."""
+    with tempfile.TemporaryDirectory() as place:
+        part = Path(place, "part.npz")
+        spec = trtq.ModelSpec(calibration=trtq.CalibrationSpec(data=str(data)))
+        part.write_bytes(
+            statistics_to_bytes(trtq.observe(model, spec=spec, how=ObserveOptions(shard=(1, 16))))
+        )
+        held = {}
+        for count in _PARTS:
+            command = [sys.executable, "-c", _DRIVER, str(part), str(count)]
+            found = subprocess.run(command, capture_output=True, text=True, check=True)
+            held[str(count)] = int(found.stdout) / 1e6
+    return held
 
 
 def _time(work: Callable[[], Any]) -> float:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain, islice
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,8 +15,10 @@ from trtq.errors import DataError
 from trtq.models.preprocess import Preprocess
 from trtq.models.signature import TensorSpec, show_shape
 
+_ADVICE = "say how many samples are used with --calib-samples (--eval-samples for evaluation data)"
 _MOST_FEEDS = 20_000
 """Of data whose length nobody knows, where no number of samples is given."""
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,14 +198,13 @@ def take_samples(feeds: Iterable[Feed], num_samples: int) -> Iterator[Feed]:
             return
 
 
-def refuse_endless(feeds: Iterator[Feed], origin: str) -> Iterator[Feed]:
+def refuse_endless(feeds: Iterable[T], origin: str, advice: str = _ADVICE) -> Iterator[T]:
     """Yields the feeds; DataError for more of them than any script would yield that ends."""
     for index, feed in enumerate(feeds):
         if index >= _MOST_FEEDS:
             raise DataError(
                 f"{origin} has yielded {_MOST_FEEDS:,} feeds and may never end; let it return after the last "
-                f"one, or say how many samples are used with --calib-samples (--eval-samples for evaluation "
-                f"data)"
+                f"one, or {advice}"
             )
         yield feed
 

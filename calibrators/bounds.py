@@ -99,17 +99,18 @@ def compile_bounds(model: ir.Model, measured: Mapping[str, float] | None = None)
         if value.const_value is not None and value.dtype not in (None, ir.DataType.STRING):
             constants[name] = _measure_finite(value.const_value)
     nodes, channels = [], Channels()
-    for node in model.graph:
-        outputs = {str(value.name): _find_most(value.dtype) for value in node.outputs if value.name}
-        floats = [str(value.name) for value in node.outputs if value.dtype is ir.DataType.FLOAT]
-        inputs = tuple("" if value is None else str(value.name) for value in node.inputs)
-        step = find_step(node, channels)
-        if (mean := find_mean(node)) is not None:
-            inputs, step = (mean.value, *map(name_negative, mean.inputs)), _bound_mean
-        known = (channels.get((name, axis)) for name in floats for axis in range(_MOST_AXES))
-        for item in filter(None, known):
-            inputs, step = (*inputs, item.origin), _bound_channels(step, item)
-        nodes.append(_Node(inputs, outputs, floats, step))
+    with np.errstate(over="ignore", invalid="ignore"):  # what is behind many layers may be as large as can be
+        for node in model.graph:
+            outputs = {str(value.name): _find_most(value.dtype) for value in node.outputs if value.name}
+            floats = [str(value.name) for value in node.outputs if value.dtype is ir.DataType.FLOAT]
+            inputs = tuple("" if value is None else str(value.name) for value in node.inputs)
+            step = find_step(node, channels)
+            if (mean := find_mean(node)) is not None:
+                inputs, step = (mean.value, *map(name_negative, mean.inputs)), _bound_mean
+            known = (channels.get((name, axis)) for name in floats for axis in range(_MOST_AXES))
+            for item in filter(None, known):
+                inputs, step = (*inputs, item.origin), _bound_channels(step, item)
+            nodes.append(_Node(inputs, outputs, floats, step))
     bounds = MagnitudeBounds(constants, nodes)
     of_any = bounds.find({}, math.inf).magnitudes
     bounds.certain = {name for name, magnitude in of_any.items() if magnitude <= FP16_LIMIT}

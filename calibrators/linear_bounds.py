@@ -298,7 +298,7 @@ def _read_vector(node: ir.Node, axis: int, dims: Sequence[int | None]) -> tuple[
 
 def _move_back(node: ir.Node, axis: int, dims: Sequence[int | None]) -> int | None:
     """Returns the axis of the first input along which its vectors are those of the output, if there is."""
-    before = list_dims(node.inputs[0])
+    before = list_dims(node.inputs[0]) if node.inputs else None  # RandomNormal reads nothing
     if before is None:
         return None
     if node.op_type == "Identity":

@@ -19,6 +19,8 @@ FP16_LEAST = 2.0**-17
 QMAX = 127
 """The largest INT8 code; the smallest is its negative, so that codes are symmetric."""
 _SCALE_OF_DEAD = 1.0
+_TOO_LARGE = 2.0**128
+"""FP32 holds less."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +153,8 @@ class _StoredRange:
         if not (math.isfinite(self.min) and math.isfinite(self.max)):
             raise ValueError(f"min and max must be finite, got {self.min!r} and {self.max!r}")
         _refuse_magnitude(self.amax)
+        if self.amax / QMAX >= _TOO_LARGE:
+            raise ValueError(f"amax must have a scale that FP32 holds, got {self.amax!r}")
 
 
 @dataclass(frozen=True, slots=True)

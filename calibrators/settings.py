@@ -57,7 +57,7 @@ def read_toml(path: Path, what: str) -> dict[str, Any]:
     except OSError as error:
         raise UsageError(f"cannot read the {what} {path}: {error.strerror}") from error
     with refuse_damage(UsageError, f"{path} is not valid TOML"):
-        text = content.decode()
+        text = content.decode("utf-8-sig")  # Notepad writes a mark before it
         if _LONG_KEY.search(text):
             raise UsageError(f"{path} has a key of more than {_MOST_PARTS} parts; take it out")
         return tomllib.loads(text)

@@ -324,6 +324,10 @@ def _from_script(script: Path, function: str) -> Batches:
                         f"{script}:{function} must yield dicts of arrays, item {index} is "
                         f"{type(arrays).__name__}"
                     )
+                if any(not isinstance(name, str) for name in arrays):
+                    raise DataError(
+                        f"{script}:{function}, item {index}: arrays have the names of inputs, got {[*arrays]}"
+                    )
                 arrays = {name: np.array(value) for name, value in arrays.items()}  # it may reuse its own
                 yield Feed(arrays, f"{script}:{function}, item {index}", count_samples(arrays))
         except TrtqError:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from trtq import lazy
 
@@ -29,6 +30,47 @@ class PlainSession(Protocol):
 
     def run(self, outputs: None, feed: Mapping[str, NDArray[Any]], /) -> list[NDArray[Any]]:
         """Returns all outputs for one feed."""
+
+
+@dataclass(slots=True)
+class MovableSession:
+    """A session that is opened when it is needed; where it is pickled to, another one is opened.
+
+    Attributes:
+        open: What opens it; it pickles.
+        session: What it has opened.
+    """
+
+    can_move: ClassVar[bool] = True
+    open: Callable[[], PlainSession]
+    session: PlainSession | None = None
+
+    def take(self) -> PlainSession:
+        """Returns the session itself, opened."""
+        if self.session is None:
+            self.session = self.open()
+        return self.session
+
+    def get_inputs(self) -> Sequence[SessionPort]:
+        """Returns the inputs in the model's order."""
+        return self.take().get_inputs()
+
+    def get_outputs(self) -> Sequence[SessionPort]:
+        """Returns the outputs in the model's order."""
+        return self.take().get_outputs()
+
+    def run(self, outputs: None, feed: Mapping[str, NDArray[Any]], /) -> list[NDArray[Any]]:
+        """Returns all outputs for one feed."""
+        return self.take().run(outputs, feed)
+
+    def __reduce__(self) -> tuple[type[MovableSession], tuple[Callable[[], PlainSession]]]:
+        """Pickles what opens it."""
+        return MovableSession, (self.open,)
+
+
+def can_move(runner: Any) -> bool:
+    """Whether a runner can be pickled, and run by another process."""
+    return bool(getattr(runner, "can_move", False))
 
 
 def create_runner(session: PlainSession, name: str) -> Any:
@@ -103,6 +145,13 @@ def _define_runner() -> Any:
         def __init__(self, session: PlainSession, name: str) -> None:
             super().__init__(name=name)
             self._session = session
+
+        @property
+        def can_move(self) -> bool:
+            return bool(getattr(self._session, "can_move", False))
+
+        def __reduce__(self) -> tuple[Any, ...]:
+            return create_runner, (self._session, self.name)
 
         def get_input_metadata_impl(self) -> Any:
             found = metadata()

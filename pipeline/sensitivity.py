@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 
 from trtq.calibrators import create_method
 from trtq.calibrators.batches import Batches
 from trtq.calibrators.estimate import describe
-from trtq.calibrators.observe import Progress
 from trtq.calibrators.ranges import Ranges, ranges_to_json, read_ranges
 from trtq.errors import ArtifactError, ModelError
 from trtq.files import write_atomically
@@ -41,9 +39,8 @@ from trtq.pipeline.judge.macs import count_macs
 from trtq.pipeline.judge.score import Labels, load_labels
 from trtq.pipeline.judge.sensitivity import (
     LayerSensitivity,
-    MixtureEffects,
     Sensitivity,
-    measure,
+    measure_groups,
     read_sensitivity,
     split_in_groups,
     to_json,
@@ -51,7 +48,7 @@ from trtq.pipeline.judge.sensitivity import (
 from trtq.pipeline.judge.switchable import Switchable, open_switchable
 from trtq.pipeline.judge.witness import check_against_file
 from trtq.progress import Watcher, choose_watcher
-from trtq.workers import Shared, Workers
+from trtq.workers import Workers
 
 _ALL, _ALONE, _WITHOUT = "all quantized", "alone: ", "without: "
 
@@ -81,8 +78,8 @@ def sensitivity(
         output: The file to write; None: `<name>.sensitivity.json` beside the model or the folder.
         random_data: Take random numbers, to try it.
         watcher: Is told of the progress.
-        workers: Who share the layers: `trtq.Processes` or `trtq.Ray`; None: this process measures all. A
-            metric of the user's own is computed here in any case.
+        workers: Who share the layers: `trtq.Processes` or `trtq.Ray`; None: this process measures all. With a
+            metric of the user's own they share the data, and it is computed here.
 
     Raises:
         ModelError, DataError, UsageError: Something that was given cannot be used, or no layer is quantized.
@@ -133,8 +130,7 @@ def sensitivity(
             batches,
             labels,
         )
-        is_own = labels is not None and labels.function is not None
-        state = _measure_rest(work, None if is_own else workers, state, path, watcher)
+        state = _measure_rest(work, workers, state, path, watcher)
     return state
 
 
@@ -208,27 +204,6 @@ def _list_groups(every: Mapping[str, str], rest: Sequence[str], *, with_all: boo
         with_all = False
 
 
-def _measure_on_worker(shared: Shared[_Work], group: _Group) -> MixtureEffects:
-    """Returns what the mixtures of a group cost; this runs on a worker."""
-    work = shared()
-    return measure(work.session, group.mixtures, work.batches, work.labels)
-
-
-def _measure_groups(
-    work: _Work, workers: Workers | None, groups: Sequence[_Group], watcher: Watcher
-) -> Iterator[MixtureEffects]:
-    """Yields what the mixtures of each group cost, in order."""
-    if workers is None:
-        for group in groups:
-            progress = _by_layers(watcher.advance, len(group.names))
-            yield measure(work.session, group.mixtures, work.batches, work.labels, progress)
-        return
-    found = workers.map(partial(_measure_on_worker, workers.share(work)), groups)
-    for group, effects in zip(groups, found, strict=True):
-        watcher.advance(effects.num_samples * len(group.names))
-        yield effects
-
-
 def _measure_rest(
     work: _Work, workers: Workers | None, state: Sensitivity, path: Path, watcher: Watcher
 ) -> Sensitivity:
@@ -239,7 +214,15 @@ def _measure_rest(
     num_samples = work.batches.num_samples
     watcher.stage("Measuring layers", None if num_samples is None else len(rest) * num_samples)
     groups = [*_list_groups(every, rest, with_all=state.all_quantized is None)]
-    for group, found in zip(groups, _measure_groups(work, workers, groups, watcher), strict=True):
+    measured = measure_groups(
+        work.session if workers is None else work.session.share(workers),
+        [group.mixtures for group in groups],
+        work.batches,
+        work.labels,
+        lambda index, num_samples: watcher.advance(num_samples * len(groups[index].names)),
+        workers,
+    )
+    for group, found in zip(groups, measured, strict=True):
         effects = found.effects
         layers = (
             LayerSensitivity(
@@ -257,11 +240,6 @@ def _measure_rest(
         )
         write_atomically(path, to_json(state))
     return state
-
-
-def _by_layers(progress: Progress, num_layers: int) -> Progress:
-    """Returns a progress that counts every sample once a layer."""
-    return lambda num_samples: progress(num_samples * num_layers)
 
 
 def _earlier(path: Path, start: Sensitivity, watcher: Watcher) -> Sensitivity:

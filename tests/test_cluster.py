@@ -141,7 +141,7 @@ def test_what_nobody_wants_any_more_is_cancelled(join: Callable[..., StandIn]) -
     ray = join()
     results = Ray().map(abs, range(100))
     next(results)
-    results.close()  # type: ignore[attr-defined]
+    results.close()
     assert ray.cancelled == 10  # twice the workers
 
 

@@ -45,7 +45,9 @@ def open_iterable(data: Data, wanted: Wanted) -> Batches:
                 item = _call(where, lambda: next(items))
             except StopIteration:
                 return
-            arrays = {key: _copy(value, f"{key!r} of {where}") for key, value in _name(item, where, wanted)}
+            arrays = {
+                key: copy_array(value, f"{key!r} of {where}") for key, value in _name(item, where, wanted)
+            }
             yield Feed(arrays, where, count_samples(arrays))
 
     return Batches(read, name, None, None)
@@ -114,7 +116,7 @@ def _name(item: object, where: str, wanted: Wanted) -> Sequence[tuple[str, Any]]
     return [*zip((*names, *wanted.extra), item, strict=False)]
 
 
-def _copy(value: Any, where: str) -> NDArray[Any]:
+def copy_array(value: Any, where: str) -> NDArray[Any]:
     """Returns an array of its own memory.
 
     Raises:

@@ -80,8 +80,8 @@ def build(
         sign_key: A private Ed25519 key in PEM that signs the folder, unless the gate fails. Of an earlier
             build, only what this key has signed is used again.
         watcher: Hears of the progress; None: it is logged, and drawn in a notebook.
-        workers: Who share the calibration and the trials: `trtq.Processes` or `trtq.Ray`; None: threads of
-            this process. The ranges are the same.
+        workers: Who share the calibration, the trials, GPTQ and AWQ, the choice of formats and the comparison
+            of models: `trtq.Processes` or `trtq.Ray`; None: threads of this process. The result is the same.
         shared: Ranges that were made from the same arguments for builds on several kinds of machines; see
             `trtq build-all`. None: they are made here.
         **options: Every option of `trtq build`, with underscores for its dashes, in place of what `spec` and

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import reprlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
@@ -17,6 +18,8 @@ from numpy.typing import NDArray
 
 from trtq.calibrators import METHODS
 from trtq.calibrators.arrays import pack_arrays
+from trtq.calibrators.batches import refuse_endless
+from trtq.calibrators.data.python import copy_array
 from trtq.errors import DataError, UsageError
 from trtq.files import refuse_damage, write_atomically
 from trtq.models.option import Kind, list_kinds, list_options
@@ -53,6 +56,7 @@ _SECTIONS: Mapping[type, str] = {
 """The settings that are sections of a model's, by the fields of `ModelSpec`."""
 _OTHERS = (Formats, Target, BuilderOptions)
 _SHAPES = {"min_shapes": "min", "opt_shapes": "opt", "max_shapes": "max", "profile": "profiles"}
+_FEEDS = "an iterable of data must yield dicts of arrays, all with the same names"
 _Changes = dict[type, dict[str, Any]]
 
 
@@ -166,7 +170,7 @@ def _convert(name: str, value: Any, kind: Kind, *, splits: bool) -> Any:
     if value is None:
         return None
     if not isinstance(value, wanted) or (isinstance(value, bool) and kind.type is not bool):
-        raise UsageError(f"{name} takes {kind.type.__name__}, got {value!r}")
+        raise UsageError(f"{name} takes {kind.type.__name__}, got {reprlib.repr(value)}")
     if kind.choices and value not in kind.choices:
         raise UsageError(f"{name} takes {', '.join(kind.choices)}, got {value!r}")
     if kind.type is Path:
@@ -179,7 +183,7 @@ def _convert_list(name: str, value: Any, kind: Kind, *, splits: bool) -> tuple[A
     values = value.split(",") if splits else list(value) if is_several else [value]
     if kind.type is str:
         if not all(isinstance(text, str | Path) for text in values):
-            raise UsageError(f"{name} takes texts, or one, got {value!r}")
+            raise UsageError(f"{name} takes texts, or one, got {reprlib.repr(value)}")
         return tuple(map(str, values))
     try:
         return tuple(map(kind.type, values))
@@ -275,24 +279,34 @@ def _save_data(data: Any, model: Path | None, output: Path | str | None) -> str:
 def _join(data: Any) -> NDArray[Any] | dict[str, NDArray[Any]]:
     """Returns the arrays of all samples: one without a name, or by input."""
     if isinstance(data, Mapping):
-        return {str(name): np.ascontiguousarray(array) for name, array in data.items()}
+        return _copy(data)
     if hasattr(data, "__array__"):
-        return np.ascontiguousarray(data)
+        return copy_array(data, "the data")
     if not isinstance(data, Iterable):
         raise DataError(
             f"data is a path, an array, a dict of arrays or an iterable of dicts, got {type(data).__name__}"
         )
-    feeds = list(data)
-    if not feeds or not all(isinstance(feed, Mapping) and feed.keys() == feeds[0].keys() for feed in feeds):
-        raise DataError(
-            "an iterable of data must yield dicts of arrays, all with the same names, at least one"
-        )
-    return {str(name): _concatenate(str(name), [feed[name] for feed in feeds]) for name in feeds[0]}
+    feeds = list[dict[str, NDArray[Any]]]()
+    for feed in refuse_endless(data, "the iterable of data", "cut it with itertools.islice"):
+        if not isinstance(feed, Mapping) or (feeds and {*map(str, feed)} != {*feeds[0]}):
+            raise DataError(f"{_FEEDS}, item {len(feeds)} is {_describe(feed)}")
+        feeds.append(_copy(feed))  # it may reuse its own
+    if not feeds:
+        raise DataError(f"{_FEEDS}, at least one")
+    return {name: _concatenate(name, [feed[name] for feed in feeds]) for name in feeds[0]}
 
 
-def _concatenate(name: str, arrays: list[Any]) -> NDArray[Any]:
+def _describe(feed: object) -> str:
+    return f"a dict of {', '.join(map(str, feed))}" if isinstance(feed, Mapping) else type(feed).__name__
+
+
+def _copy(feed: Mapping[Any, Any]) -> dict[str, NDArray[Any]]:
+    return {str(name): copy_array(value, f"{str(name)!r} of the data") for name, value in feed.items()}
+
+
+def _concatenate(name: str, arrays: list[NDArray[Any]]) -> NDArray[Any]:
     try:
-        return np.concatenate([np.asarray(array) for array in arrays])
+        return np.concatenate(arrays)
     except ValueError as error:
         raise DataError(
             f"the arrays {name!r} of the data cannot be joined along their first axis ({error}); save each "

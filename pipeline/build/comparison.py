@@ -81,7 +81,7 @@ def compare_job(
     log.stage("Comparing", data.num_samples)
     with log.timed("compare"):
         engines = () if engine is None else (engine,)
-        comparison = compare_models(files, pairs, data, labels, log.advance, engines)
+        comparison = compare_models(files, pairs, data, labels, log.advance, engines, workers=job.workers)
     if left_out:
         log.warn(
             f"{sum(left_out)} samples of {data.origin} do not fit the engine's profiles and were not "

@@ -119,7 +119,10 @@ def _quantize(job: Job, ranges: Ranges | None, baseline: MixedModel) -> MixedMod
         rest=job.strategy.graph_float,
         keep_fp32=job.spec.layers.keep_fp32,
         weights=WeightEncoding(
-            scheme.method if scheme is not None else "rtn", find_runtime(job.backend.name), job.calibration
+            scheme.method if scheme is not None else "rtn",
+            find_runtime(job.backend.name),
+            job.calibration,
+            job.workers,
         ),
         floats=baseline if is_baseline else None,
     )

@@ -48,6 +48,8 @@ from trtq.progress import Silent, Watcher
 
 _NO_DATA = "no data was given to quantize it; the model comes with Q/DQ in other layers"
 _HALF = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
+_HALF_OPSET = 19
+"""The first whose Q/DQ have scales in FP16."""
 
 
 def prepare(
@@ -88,6 +90,8 @@ def load_job(
     _refuse_combinations(spec, target, strategy, backend)
     graph = load(path, min_opset=find_opset(target, strategy))
     refuse_half_known(graph.model, for_tensorrt=backend.name != "onnxruntime")
+    if backend.name != "onnxruntime":
+        _refuse_passed_inputs(graph)
     for note in graph.notes:
         watcher.note(note)
     spec = _suit_backend(spec, target, backend, graph, strategy.graph_float)
@@ -113,6 +117,16 @@ def load_job(
     )
 
 
+def _refuse_passed_inputs(graph: Graph) -> None:
+    """Refuses an input that is an output too: TensorRT would call the engine's input otherwise."""
+    for value in graph.model.graph.outputs:
+        if value.is_graph_input():
+            raise ModelError(
+                f"output {value.name!r} is an input of the model too, and the tensors of an engine have "
+                f"names of their own; take it off the outputs, or export it with an Identity behind the input"
+            )
+
+
 def _suit_backend(spec: ModelSpec, target: Target, backend: Backend, graph: Graph, rest: Format) -> ModelSpec:
     """Returns the settings with ranges and repairs that suit the backend, where nobody chose.
 
@@ -121,8 +135,7 @@ def _suit_backend(spec: ModelSpec, target: Target, backend: Backend, graph: Grap
     """
     if spec.quantization.activations != AUTO:
         return spec
-    dtypes = {value.dtype for node in graph.model.graph for value in node.outputs}
-    is_plain = rest is FP32 and dtypes.isdisjoint(_HALF) and not is_quantized(graph.model)
+    is_plain = rest is FP32 and not _has_halves(graph) and not is_quantized(graph.model)
     has_zeros = backend.needs_coded_outputs and target.code_formats == (INT8.name,) and is_plain
     own = replace(spec.quantization, activations="asymmetric" if has_zeros else "symmetric")
     if has_zeros and own.repair == (AUTO,):
@@ -130,9 +143,14 @@ def _suit_backend(spec: ModelSpec, target: Target, backend: Backend, graph: Grap
     return replace(spec, quantization=own)
 
 
+def _has_halves(graph: Graph) -> bool:
+    """Returns whether the model itself computes in FP16 or BF16."""
+    return any(value.dtype in _HALF for node in graph.model.graph for value in node.outputs)
+
+
 def find_opset(target: Target, strategy: Strategy) -> int:
     """Returns the first opset that holds what is built: per-channel Q/DQ needs 13, FP16 scales 19."""
-    return max(19 if strategy.graph_float is FP16 else 13, target.min_opset)
+    return max(_HALF_OPSET if strategy.graph_float is FP16 else 13, target.min_opset)
 
 
 def complete_job(job: Job, watcher: Watcher, *, random_data: bool) -> Job:
@@ -149,7 +167,8 @@ def complete_job(job: Job, watcher: Watcher, *, random_data: bool) -> Job:
         watcher.warn("no weight can be stored in fewer bits; the report tells why")
     if not (job.has_given or placement.layers) and target.form is not None and target.weights is None:
         watcher.warn("no layer can be quantized; the report tells why")
-    job = add_other_formats(replace(job, graph=raise_opset(job.graph, placement.min_opset)))
+    opset = max(_HALF_OPSET if _has_halves(job.graph) else 13, placement.min_opset)
+    job = add_other_formats(replace(job, graph=raise_opset(job.graph, opset)))
     job = _with_reference(_with_data(job, watcher, random_data=random_data))
     return job if job.ranges is not None else replace(job, keys=make_keys(job))
 

@@ -142,6 +142,7 @@ def _search(
         followers,
         start.labels,
         log.advance,
+        workers=job.workers,
     )
     speed = find_speed(job.target.compute_capabilities)
     costs = price_layers(works, _list_allowed(job, session), speed)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +12,17 @@ import onnx_ir as ir
 
 from trtq import lazy
 from trtq.errors import BuildError
-from trtq.models.runner import create_runner
-from trtq.models.session import SessionOptions, list_runtime_errors, open_session, register_custom_ops
+from trtq.models.runner import MovableSession, create_runner
+from trtq.models.session import (
+    Session,
+    SessionOptions,
+    list_runtime_errors,
+    open_session,
+    register_custom_ops,
+)
 from trtq.pipeline.engine.backend import Backend, BuildRequest, BuiltEngine
 from trtq.pipeline.engine.kernels import Kernel
+from trtq.pipeline.graph.carried import ModelFile
 from trtq.temporary import open_temporary_folder
 
 _REASON = (
@@ -74,7 +81,15 @@ class OnnxRuntime(Backend):
 
     def model_runner(self, model: ir.Model | Path | bytes, name: str) -> Any:
         """Returns a runner with all optimizations, as an ordinary session has them."""
-        return create_runner(open_session(model, optimize=True, engine=_AS_USERS), name)
+        if not isinstance(model, Path):
+            return create_runner(open_session(model, optimize=True, engine=_AS_USERS), name)
+        again = partial(_open_file, ModelFile(model))
+        return create_runner(MovableSession(again, again()), name)
+
+
+def _open_file(file: ModelFile) -> Session:
+    with file.open() as path:
+        return open_session(path, optimize=True, engine=_AS_USERS)
 
 
 @cache

@@ -45,7 +45,7 @@ class CodedCache:
         They are those that QuantizeLinear makes.
         """
         steps = values.astype(np.float32) / np.float32(self.scale)
-        if self.form is INT8:
+        if self.form.name == INT8.name:  # another object in another process
             return np.asarray(np.clip(np.rint(steps), -128, 127), np.int8)
         return np.asarray(self.form.round_steps(steps.astype(np.float64)), np.float32)
 

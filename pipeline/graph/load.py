@@ -11,7 +11,7 @@ import onnx_ir as ir
 from onnx_ir.passes import common as passes
 
 from trtq.errors import ModelError
-from trtq.files import is_file, refuse_damage
+from trtq.files import refuse_damage
 from trtq.kept import KeptNode
 from trtq.models.session import count_weight_bytes
 from trtq.models.signature import TensorSpec, outputs_of, read_inputs
@@ -26,8 +26,7 @@ from trtq.pipeline.graph.norms import standardize_norms
 from trtq.pipeline.graph.onnx_file import (
     check,
     digest,
-    is_beside,
-    list_external,
+    list_data_files,
     parse,
     read_content,
     read_model,
@@ -105,9 +104,7 @@ def load(path: Path, *, min_opset: int) -> Graph:
     """
     content = read_content(path)
     proto = parse(content, path)
-    files = sorted({str(where.get("location")) for _, where in list_external(proto)})
-    # What `check` refuses is not read: a device never ends.
-    paths = [place for name in files if is_beside(name) and is_file(place := path.parent / name)]
+    paths = [path.parent / name for name in list_data_files(proto, path)]
     sha256 = start_in_background(partial(digest, content, paths))  # which lets go of the GIL
     model = check(proto, content, path)
     notes = list(_normalize(model))

@@ -163,6 +163,15 @@ def is_beside(location: str) -> bool:
     return not PurePath(location).is_absolute() and ".." not in PurePath(location).parts
 
 
+def list_data_files(proto: onnx.ModelProto, path: Path) -> list[str]:
+    """Returns the names of the files beside a model that hold its weights, without what `check` refuses.
+
+    A device among them never ends, so that none is to be read.
+    """
+    names = sorted({str(where.get("location")) for _, where in list_external(proto)})
+    return [name for name in names if is_beside(name) and is_file(path.parent / name)]
+
+
 def list_external(proto: onnx.ModelProto) -> list[tuple[onnx.TensorProto, dict[str, str]]]:
     """Returns the tensors that lie in other files, and what is said of where."""
     tensors = (item for item in list_tensors(proto) if item.data_location == onnx.TensorProto.EXTERNAL)

@@ -24,7 +24,8 @@ _VALUE_FIELDS = ("float_data", "int32_data", "int64_data", "double_data", "uint6
 def tidy(proto: onnx.ModelProto, path: Path) -> bool:
     """Sorts the nodes, names nameless graphs and makes sparse weights dense, in place, also in bodies.
 
-    The domain of the standard operators, which may be called `ai.onnx`, is "" then.
+    The domain of the standard operators, which may be called `ai.onnx`, is "" then, and an output that is
+    listed twice is listed once.
 
     Returns:
         Whether anything changed.
@@ -32,7 +33,7 @@ def tidy(proto: onnx.ModelProto, path: Path) -> bool:
     Raises:
         ModelError: A sparse weight contradicts itself, or would be too large.
     """
-    changes = [_shorten_domain(proto), *map(_sort, proto.functions)]
+    changes = [_shorten_domain(proto), _drop_repeated_outputs(proto.graph), *map(_sort, proto.functions)]
     for graph in list_graphs(proto):
         changes += [_name(graph), _sort(graph), _densify(graph, path)]
     return any(changes)
@@ -181,6 +182,17 @@ def _shorten_domain(proto: onnx.ModelProto) -> bool:
     for item in long:
         item.domain = ""
     return bool(long)
+
+
+def _drop_repeated_outputs(graph: onnx.GraphProto) -> bool:
+    outputs = dict[str, onnx.ValueInfoProto]()
+    for output in graph.output:
+        outputs.setdefault(output.name, output)
+    if len(outputs) == len(graph.output):
+        return False
+    del graph.output[:]
+    graph.output.extend(outputs.values())
+    return True
 
 
 def _name(graph: onnx.GraphProto) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -31,7 +31,8 @@ class Moments:
 
     Batches are merged as in Chan, Golub and LeVeque ("Updating formulae and a pairwise algorithm for
     computing sample variances", 1979). An axis that differs in size from feed to feed is summed up: its
-    places are then further samples of one place.
+    places are then further samples of one place. Where all places have the same count, or no deviation, one
+    number stands for all.
     """
 
     counts: NDArray[np.float64] | None = None
@@ -41,35 +42,25 @@ class Moments:
     open_axes: tuple[int, ...] = ()
     is_known: bool = True
 
-    def add(self, rows: NDArray[np.float64], counts: Mask) -> None:
-        """Takes in samples along the first axis; values that do not count are left out."""
-        if not self.is_known or not rows.size:
+    def merge(self, other: Moments) -> None:
+        """Takes in those of one more batch, as of `measure_moments`."""
+        if not self.is_known or other.means is None:
             return
-        is_whole = bool(counts.all())
-        values = rows if is_whole else np.where(counts, rows, 0.0)
-        self.squares += sum_products(values.reshape(-1), values.reshape(-1))
-        if self.counts is not None and not self._fit(rows.shape[1:]):
+        self.squares += other.squares
+        if self.means is not None and not self._fit(other.means.shape):
             return
-        axes = (0, *(axis + 1 for axis in self.open_axes))
-        number = np.asarray(counts.sum(axis=axes, keepdims=True, dtype=np.intp), np.float64)
-        base = values[:1].max(axis=axes, keepdims=True)  # of values that are equal, no digit is lost
-        apart = values - base
-        if not is_whole:
-            apart[~counts] = 0.0
-        shift = apart.sum(axis=axes, keepdims=True) / np.maximum(number, 1)
-        apart -= shift
-        if not is_whole:
-            apart[~counts] = 0.0
-        apart *= apart
-        self._merge(number[0], (base + shift)[0], apart.sum(axis=axes, keepdims=True)[0])
+        other = replace(other)
+        for axis in self.open_axes:
+            other._open(axis)
+        self._add(other)
 
     def _fit(self, shape: tuple[int, ...]) -> bool:
         """Sums up the axes in which a sample differs from those before; returns whether it has as many."""
-        assert self.counts is not None
-        if len(shape) != self.counts.ndim:
+        assert self.means is not None
+        if len(shape) != self.means.ndim:
             self.is_known = False
             return False
-        for axis, (here, before) in enumerate(zip(shape, self.counts.shape, strict=True)):
+        for axis, (here, before) in enumerate(zip(shape, self.means.shape, strict=True)):
             if axis not in self.open_axes and here != before:
                 self._open(axis)
         return True
@@ -78,22 +69,25 @@ class Moments:
         assert self.counts is not None
         assert self.means is not None
         assert self.deviations is not None
-        number = self.counts.sum(axis=axis, keepdims=True)
-        base = self.means.take([0], axis=axis)
-        mean = base + ((self.means - base) * self.counts).sum(axis=axis, keepdims=True) / np.maximum(
-            number, 1
+        counts, deviations = (
+            np.broadcast_to(item, self.means.shape) for item in (self.counts, self.deviations)
         )
-        between = ((self.means - mean) ** 2 * self.counts).sum(axis=axis, keepdims=True)
-        self.deviations = self.deviations.sum(axis=axis, keepdims=True) + between
+        number = counts.sum(axis=axis, keepdims=True)
+        base = self.means.take([0], axis=axis)
+        mean = base + ((self.means - base) * counts).sum(axis=axis, keepdims=True) / np.maximum(number, 1)
+        between = ((self.means - mean) ** 2 * counts).sum(axis=axis, keepdims=True)
+        self.deviations = deviations.sum(axis=axis, keepdims=True) + between
         self.counts, self.means = number, mean
         self.open_axes = (*self.open_axes, axis)
 
-    def _merge(
-        self, number: NDArray[np.float64], mean: NDArray[np.float64], deviation: NDArray[np.float64]
-    ) -> None:
+    def _add(self, other: Moments) -> None:
+        number, mean, deviation = other.counts, other.means, other.deviations
         if self.counts is None or self.means is None or self.deviations is None:
             self.counts, self.means, self.deviations = number, mean, deviation
             return
+        assert number is not None
+        assert mean is not None
+        assert deviation is not None
         total = np.maximum(self.counts + number, 1)
         difference = np.where((self.counts > 0) & (number > 0), mean - self.means, 0.0)
         self.deviations = self.deviations + deviation + difference**2 * self.counts * number / total
@@ -109,6 +103,31 @@ class Moments:
         if not np.isfinite(found):
             return None
         return found if found > _ROUNDING * self.squares else 0.0
+
+
+def measure_moments(rows: NDArray[np.float64], counts: Mask) -> Moments:
+    """Returns those of one batch, samples along the first axis; values that do not count are left out."""
+    if not rows.size:
+        return Moments()
+    is_whole = bool(counts.all())
+    values = rows if is_whole else np.where(counts, rows, 0.0)
+    squares = sum_products(values.reshape(-1), values.reshape(-1))
+    same = (1,) * (rows.ndim - 1)
+    number = np.full((1, *same), float(len(rows)))
+    if not is_whole:
+        number = np.asarray(counts.sum(axis=0, keepdims=True, dtype=np.intp), np.float64)
+    base = values[:1].copy()  # of values that are equal, no digit is lost
+    if len(rows) == 1:
+        return Moments(number[0], base[0], np.zeros(same), squares)
+    apart = values - base
+    if not is_whole:
+        apart[~counts] = 0.0
+    shift = apart.sum(axis=0, keepdims=True) / np.maximum(number, 1)
+    apart -= shift
+    if not is_whole:
+        apart[~counts] = 0.0
+    apart *= apart
+    return Moments(number[0], (base + shift)[0], apart.sum(axis=0), squares)
 
 
 @dataclass(slots=True)
@@ -142,6 +161,31 @@ class _Names:
         return min(commonest, self.differing / 2) if self.is_alike else commonest
 
 
+@dataclass(frozen=True, slots=True)
+class BatchChange:
+    """What one batch tells of how an output changes; `names` are the samples themselves."""
+
+    judged: Moments = field(default_factory=Moments)
+    steady: Moments = field(default_factory=Moments)
+    names: NDArray[Any] | None = None
+
+
+def measure_change(output: NDArray[Any], num_samples: int, steady: Mask | None = None) -> BatchChange:
+    """Returns what one batch tells; for `steady` see `find_apart`."""
+    rows = split_by_sample(output, num_samples)
+    if not rows.size:
+        return BatchChange()
+    if holds_names(rows):
+        return BatchChange(names=rows)
+    fine, apart = np.isfinite(rows), find_apart(rows, steady)
+    values = rows.astype(np.float64)
+    with np.errstate(over="ignore", invalid="ignore"):
+        judged = measure_moments(values, fine & ~apart)
+        if steady is None:
+            return BatchChange(judged)
+        return BatchChange(judged, measure_moments(values, fine & apart & ~find_apart(rows)))
+
+
 @dataclass(slots=True)
 class OutputChange:
     """How much the samples of one output differ; masked scores and what is not finite count nothing.
@@ -156,20 +200,13 @@ class OutputChange:
     steady: Moments = field(default_factory=Moments)
     names: _Names = field(default_factory=_Names)
 
-    def add(self, output: NDArray[Any], num_samples: int, steady: Mask | None = None) -> None:
-        """Takes in one batch; for `steady` see `find_apart`."""
-        rows = split_by_sample(output, num_samples)
-        if not rows.size:
-            return
-        if holds_names(rows):
-            self.names.add(rows)
-            return
-        fine, apart = np.isfinite(rows), find_apart(rows, steady)
-        values = rows.astype(np.float64)
+    def add(self, seen: BatchChange) -> None:
+        """Takes in one more batch."""
+        if seen.names is not None:
+            self.names.add(seen.names)
         with np.errstate(over="ignore", invalid="ignore"):
-            self.judged.add(values, fine & ~apart)
-            if steady is not None:
-                self.steady.add(values, fine & apart & ~find_apart(rows))
+            self.judged.merge(seen.judged)
+            self.steady.merge(seen.steady)
 
     @property
     def spread(self) -> float | None:

@@ -1,45 +1,38 @@
-"""Runs models side by side on the same data and compares what comes out."""
+"""Compares what models make of the same data, by this process or by workers."""
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager, suppress
+from collections.abc import Collection, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
+from itertools import count
 from pathlib import Path
 from typing import Any
 
-import onnx_ir as ir
-from numpy.typing import NDArray
-
-from trtq import lazy
 from trtq.calibrators.batches import Batches, Feed
+from trtq.calibrators.cursor import FeedCursor
 from trtq.calibrators.observe import Progress
-from trtq.errors import ModelError
-from trtq.models.ports import to_plain
-from trtq.models.runner import PlainSession, create_converting_runner, create_runner
-from trtq.models.session import Session, list_runtime_errors, open_session
+from trtq.models.runner import (
+    MovableSession,
+    PlainSession,
+    can_move,
+    create_converting_runner,
+    create_runner,
+)
+from trtq.models.session import Session
+from trtq.pipeline.graph.carried import ModelFile
 from trtq.pipeline.graph.kv_cache import CodedCache, find_coded_caches
 from trtq.pipeline.graph.load import read_runnable
-from trtq.pipeline.graph.opset import infer_shapes
-from trtq.pipeline.judge.change import OutputChange
-from trtq.pipeline.judge.exact import make_quantize_exact
-from trtq.pipeline.judge.halves import emulate_halves
-from trtq.pipeline.judge.logits import LogitsMetrics, find_mask, find_tokens
-from trtq.pipeline.judge.metrics import OutputMetrics, holds_probabilities
 from trtq.pipeline.judge.recall import RecallingSession
+from trtq.pipeline.judge.runs import Results, drop, open_compared, read_typed, run_feeds
 from trtq.pipeline.judge.score import Labels, Scores
-from trtq.pipeline.judge.steady import Mask, find_steady
+from trtq.pipeline.judge.steady import Mask, OutputSpread, find_steady, measure_spreads
+from trtq.pipeline.judge.tally import Marks, Pairs, Place, Rules, Tally, find_rules, measure_feed
 from trtq.pipeline.judge.views import Key, OutputViews, create_views
 from trtq.pipeline.judge.widen import has_bf16, without_bf16
-from trtq.pipeline.judge.witness import open_reference
 from trtq.records import LogitsComparison, OutputComparison
-
-_WORK = "comparing models"
-_EXACT = (ir.DataType.FLOAT, ir.DataType.DOUBLE)
-_NEVER_SWAPPED_MB = 1 << 30
-_SCORES = ("logit", "score", "prob", "softmax", "class")
-"""In the names of outputs that hold scores of classes."""
+from trtq.workers import Shared, Workers
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +70,7 @@ def compare_models(
     progress: Progress = lambda _: None,
     engines: Sequence[Any] = (),
     views: OutputViews | None = None,
+    workers: Workers | None = None,
 ) -> Comparison:
     """Returns how far the models are apart, run by Polygraphy's Comparator on ONNX Runtime.
 
@@ -92,76 +86,49 @@ def compare_models(
         progress: Called after every batch.
         engines: Further models: Polygraphy runners, each with its name.
         views: How outputs are looked at; None: as the reference that is judged by nothing else says.
+        workers: Who take a feed each; None, or with an engine that runs on this machine alone: this process.
+            What the feeds say is added up here, in their order, so that the numbers are the same. A metric of
+            the user's own is called here, with all outputs.
 
     Raises:
         ModelError: ONNX Runtime cannot run one of them, or their outputs differ in name or shape.
-        DataError: The data or the labels do not fit, or a metric of the user's own fails.
+        DataError: The data or the labels do not fit, or a metric of the user's own fails; or a worker sees
+            other data.
         UsageError: It is not clear which output the labels belong to.
     """
-    metrics: dict[tuple[str, str, Key], OutputMetrics] = defaultdict(OutputMetrics)
-    logits: dict[tuple[str, str, str], LogitsMetrics] = defaultdict(LogitsMetrics)
-    names = (*models, *(runner.name for runner in engines))
-    scores = Scores(labels, names) if labels is not None else None
-    changes: dict[tuple[str, Key], OutputChange] = defaultdict(OutputChange)
-    compared = list(dict.fromkeys(name for pair in pairs for name in pair))
-    token_inputs: dict[str, str | None] = {}  # by output; found in the first batch
-    holds_scores: dict[Key, bool] = {}
-    num_samples, sample_names = 0, list[str]()
-    sessions: dict[str, PlainSession] = {name: open_compared(path) for name, path in models.items()}
+    files = {name: ModelFile(path) for name, path in models.items()}
+    sessions = {name: MovableSession(partial(_open_session, file)) for name, file in files.items()}
     truth = _find_truth(pairs)
-    is_stable = batches.content is not None  # a script may yield other data the second time
-    recalled = RecallingSession(sessions[truth]) if truth in models and is_stable else None
-    if recalled is not None:
-        sessions[truth] = recalled
-    codes = {name: read_coded_caches(path) for name, path in models.items()}
-    given = {item.past for item in codes.get(truth, ())}  # whose data comes in codes
-    floats = {name: [item for item in found if item.past not in given] for name, found in codes.items()}
-    sessions_run = (take_floats(create_runner(item, name), floats[name]) for name, item in sessions.items())
-    runners = [*sessions_run, *engines]
-    if views is None:
-        views = _open_views(models[truth]) if truth in models else OutputViews()
-    steady = _find_steady([item for item in runners if item.name == truth], views, batches, labels)
-    if recalled is not None:
-        recalled.rewind()
-    for feed, results in _run(runners, batches, labels):
-        inputs = _drop(feed.arrays, [labels.array] if labels is not None else [])
-        seen = {name: views.see(outputs, inputs, feed.num_samples) for name, outputs in results.items()}
-        for model in compared:
-            for key, values in seen[model].items():
-                changes[model, key].add(values, feed.num_samples, steady.get(key))
-        for candidate, reference in pairs:
-            for key in seen[reference]:
-                ours, theirs = _select_output(seen, candidate, reference, key)
-                output, part = key
-                if key not in holds_scores:
-                    holds_scores[key] = not part and _holds_scores(output, results[reference], labels)
-                metrics[candidate, reference, key].add(
-                    ours, theirs, feed.num_samples, steady=steady.get(key), is_scores=holds_scores[key]
-                )
-                if part:
-                    continue
-                if output not in token_inputs:
-                    token_inputs[output] = find_tokens(output, theirs, inputs)
-                if (name := token_inputs[output]) is not None:
-                    mask = find_mask(inputs[name], inputs)
-                    logits[candidate, reference, output].add(ours, theirs, inputs[name], mask)
-        if scores is not None:
-            scores.add(results, feed)
-        num_samples += feed.num_samples
-        sample_names += feed.names or [""] * feed.num_samples
-        progress(feed.num_samples)
+    coded = {name: read_coded_caches(path) for name, path in models.items()}
+    given = {item.past for item in coded.get(truth, ())}  # whose data comes in codes
+    work = _Work(
+        sessions,
+        {name: tuple(item for item in found if item.past not in given) for name, found in coded.items()},
+        tuple(engines),
+        tuple(pairs),
+        truth,
+        files.get(truth),
+        labels,
+        views,
+        batches.origin,
+    )
+    names = (*models, *(runner.name for runner in engines))
+    tally = Tally(None if labels is None else Scores(labels, names))
+    is_shared = workers is not None and all(map(can_move, engines))
+    seen = _share(work, batches, workers) if workers is not None and is_shared else _run_here(work, batches)
+    num_samples, samples = 0, list[str]()
+    for item in seen:
+        tally.add(item.marks)
+        num_samples += item.num_samples
+        samples += item.names or [""] * item.num_samples
+        progress(item.num_samples)
+    scores = tally.scores
     return Comparison(
-        tuple(
-            _name_samples(
-                item.result(candidate, reference, *key, changes[reference, key], changes[candidate, key]),
-                sample_names,
-            )
-            for (candidate, reference, key), item in metrics.items()
-        ),
+        tally.compare_outputs(samples),
         scores.result() if scores is not None else {},
         num_samples,
         batches.origin,
-        tuple(item.result(*key) for key, item in logits.items()),
+        tally.compare_logits(),
         labels.metric if labels is not None else "top-1",
         scores.top5() if scores is not None else {},
         scores.doubts() if scores is not None else (),
@@ -182,134 +149,177 @@ def take_floats(runner: Any, caches: Sequence[CodedCache]) -> Any:
     return create_converting_runner(runner, inputs, {item.present: item.decode for item in caches})
 
 
-def _name_samples(found: OutputComparison, names: Sequence[str]) -> OutputComparison:
-    """Returns a comparison whose worst samples have their names."""
-    return replace(found, worst=tuple(replace(item, name=names[item.sample]) for item in found.worst))
+def _open_session(file: ModelFile) -> Session:
+    with file.open() as path:
+        return open_compared(path)
 
 
-def _find_truth(pairs: Sequence[tuple[str, str]]) -> str:
+def _find_truth(pairs: Pairs) -> str:
     """Returns the reference that is judged by nothing else; empty if there is none."""
     judged = {candidate for candidate, _ in pairs}
     return next((reference for _, reference in pairs if reference not in judged), "")
 
 
-def _open_views(path: Path) -> OutputViews:
-    model, _ = _read_typed(path)
-    return create_views(without_bf16(model) if has_bf16(model) else model)
+@dataclass(frozen=True)
+class _Work:
+    """What is compared; it pickles as what opens it.
 
-
-def _find_steady(
-    truth: Sequence[Any], views: OutputViews, batches: Batches, labels: Labels | None
-) -> dict[Key, Mask]:
-    """Returns what hardly changes in the outputs of the one runner that is given, if any."""
-    if not truth:
-        return {}
-    runs = _run(truth, batches, labels)
-    array = [labels.array] if labels is not None else []
-    with closing(runs):
-        return find_steady(
-            (views.see(results[truth[0].name], _drop(feed.arrays, array), feed.num_samples), feed.num_samples)
-            for feed, results in runs
-        )
-
-
-def _holds_scores(output: str, outputs: Mapping[str, NDArray[Any]], labels: Labels | None) -> bool:
-    """Whether an output holds scores of classes, and no boxes or states: by labels, name or values."""
-    has_labels = labels is not None and labels.array is not None
-    if has_labels and (labels.output if labels and labels.output else [*outputs]) in (output, [output]):
-        return True
-    return any(word in output.lower() for word in _SCORES) or holds_probabilities(outputs[output])
-
-
-def _run(
-    runners: Sequence[Any], batches: Batches, labels: Labels | None
-) -> Generator[tuple[Feed, dict[str, dict[str, NDArray[Any]]]], None, None]:
-    """Yields each feed with the outputs of each model."""
-    comparator = lazy.require("polygraphy.comparator", None, _WORK).Comparator
-    logger = lazy.require("polygraphy.logger", None, _WORK).G_LOGGER
-    exception = lazy.require("polygraphy.exception", None, _WORK).PolygraphyException
-    current: list[Feed] = []
-
-    def feeds() -> Iterator[dict[str, NDArray[Any]]]:
-        for feed in batches:
-            current[:] = [feed]
-            yield to_plain(_drop(feed.arrays, [labels.array] if labels is not None else []))
-
-    with logger.verbosity(logger.CRITICAL + 1), _without_torch():  # what it prints is in our message
-        try:
-            for results in comparator.run(runners, data_loader=feeds(), streaming=True):
-                yield current[0], {name: dict(iterations[0].items()) for name, iterations in results}
-        except (*list_runtime_errors(), exception) as error:
-            source = current[0].source if current else batches.origin
-            text = " ".join(str(error).split())[:400]
-            raise ModelError(f"running the models on {source} failed: {text}") from error
-
-
-@contextmanager
-def _without_torch() -> Iterator[None]:
-    """Has Polygraphy not add up the bytes of outputs, for which it imports PyTorch where it is installed.
-
-    It does so to advise swapping them to the disk, which a threshold that none reaches says is done.
+    Attributes:
+        sessions: Of the files, by the names of the models.
+        caches: Those that each holds in codes, while the data has numbers.
+        engines: Further runners.
+        pairs: Candidates and references.
+        truth: The reference that is judged by nothing else; empty: there is none.
+        file: Its file, if it is one.
+        labels: Where the labels are, and how answers are scored.
+        given: How outputs are looked at; None: as the file says.
+        origin: What the data is, for messages.
     """
-    config: Any = lazy.require("polygraphy.config", None, _WORK)
-    before = config.ARRAY_SWAP_THRESHOLD_MB
-    config.ARRAY_SWAP_THRESHOLD_MB = _NEVER_SWAPPED_MB if before < 0 else before
-    try:
-        yield
-    finally:
-        config.ARRAY_SWAP_THRESHOLD_MB = before
+
+    sessions: Mapping[str, MovableSession]
+    caches: Mapping[str, tuple[CodedCache, ...]]
+    engines: tuple[Any, ...]
+    pairs: Pairs
+    truth: str
+    file: ModelFile | None
+    labels: Labels | None
+    given: OutputViews | None
+    origin: str
+
+    @cached_property
+    def views(self) -> OutputViews:
+        """How outputs are looked at."""
+        if self.given is not None or self.file is None:
+            return self.given or OutputViews()
+        with self.file.open() as path:
+            model, _ = read_typed(path)
+            return create_views(without_bf16(model) if has_bf16(model) else model)
+
+    @property
+    def runners(self) -> list[Any]:
+        """Of all models."""
+        return self.create_runners(self.sessions)
+
+    def create_runners(self, sessions: Mapping[str, PlainSession]) -> list[Any]:
+        """Returns runners of these sessions, and of the engines."""
+        created = {name: create_runner(session, name) for name, session in sessions.items()}
+        return [*(take_floats(item, self.caches[name]) for name, item in created.items()), *self.engines]
+
+    def run(
+        self, runners: Sequence[Any], feeds: Iterable[Feed]
+    ) -> Generator[tuple[Feed, Results], None, None]:
+        """Yields each feed with the outputs of each model."""
+        return run_feeds(runners, feeds, self.origin, None if self.labels is None else self.labels.array)
+
+    def find_rules(self, feed: Feed, results: Results) -> Rules:
+        """Returns what the first feed tells."""
+        return find_rules(self.pairs, self.views, self.labels, feed, results)
+
+    def measure_spreads(self, feed: Feed, results: Results) -> tuple[Mapping[Key, OutputSpread], int]:
+        """Returns how the truth spreads over a feed, and how many samples this has."""
+        inputs = drop(feed.arrays, [self.labels.array] if self.labels is not None else [])
+        seen = self.views.see(results[self.truth], inputs, feed.num_samples) if self.truth else {}
+        return measure_spreads(seen, feed.num_samples), feed.num_samples
+
+    def measure(self, rules: Rules, feed: Feed, results: Results) -> _SeenFeed:
+        """Returns what a feed says; it is measured when that is asked for."""
+        marks = measure_feed(self.pairs, self.views, self.labels, rules, feed, results)
+        return _SeenFeed(feed.num_samples, feed.names, marks)
 
 
-def _drop(arrays: Mapping[str, NDArray[Any]], names: Collection[str | None]) -> dict[str, NDArray[Any]]:
-    return {name: array for name, array in arrays.items() if name not in names}
+@dataclass(frozen=True, slots=True)
+class _SeenFeed:
+    """What one feed says, and the names of its samples."""
+
+    num_samples: int
+    names: Sequence[str]
+    marks: Iterable[tuple[Place, Marks]]
 
 
-def open_compared(path: Path) -> Session:
-    """Returns the session in which a file is compared: with its roundings, and unoptimized where it rounds.
-
-    Raises:
-        ModelError: ONNX Runtime cannot load it.
-    """
-    model, is_changed = _read_typed(path)
-    rounded = emulate_halves(model) or make_quantize_exact(model)
-    if rounded is None and not is_changed:
-        return open_reference(path, optimize=_computes_in_float32(model))
-    return open_session(rounded or model, optimize=False)
-
-
-def _computes_in_float32(model: ir.Model) -> bool:
-    """Whether a model is known to round to no smaller type, so that the fastest kernels compute the same."""
-    nodes = [*model.graph.all_nodes()]
-    dtypes = {value.dtype for node in nodes for value in node.outputs if value.name}
-    if any(dtype is None or (dtype.is_floating_point() and dtype not in _EXACT) for dtype in dtypes):
-        return False
-    return not any(node.domain or "Quantize" in node.op_type or "Integer" in node.op_type for node in nodes)
-
-
-def _read_typed(path: Path) -> tuple[ir.Model, bool]:
-    """Returns a model with the dtypes of its tensors, and whether ONNX Runtime takes it in another form only.
-
-    What is wrong with the file is said in words.
-    """
-    model, is_changed = read_runnable(path)
-    if any(value.dtype is None for node in model.graph.all_nodes() for value in node.outputs):
-        with suppress(ModelError):  # ONNX Runtime says what is wrong, if it is
-            infer_shapes(model)
-    return model, is_changed
+def _run_here(work: _Work, batches: Batches) -> Iterator[_SeenFeed]:
+    """Yields what each feed says, in one process, which runs the truth once if its outputs are small."""
+    sessions: dict[str, PlainSession] = {name: item.take() for name, item in work.sessions.items()}
+    is_stable = batches.content is not None  # a script may yield other data the second time
+    recalled = RecallingSession(sessions[work.truth]) if work.truth in sessions and is_stable else None
+    if recalled is not None:
+        sessions[work.truth] = recalled
+    runners = work.create_runners(sessions)
+    steady: Mapping[Key, Mask] = {}
+    if work.truth:
+        with closing(work.run([item for item in runners if item.name == work.truth], batches)) as runs:
+            steady = find_steady(work.measure_spreads(*seen) for seen in runs)
+    if recalled is not None:
+        recalled.rewind()
+    rules: Rules | None = None
+    for feed, results in work.run(runners, batches):
+        if rules is None:
+            rules = replace(work.find_rules(feed, results), steady=steady)
+        yield work.measure(rules, feed, results)
 
 
-def _select_output(
-    seen: Mapping[str, Mapping[Key, NDArray[Any]]], candidate: str, reference: str, key: Key
-) -> tuple[NDArray[Any], NDArray[Any]]:
-    theirs, ours = seen[reference][key], seen[candidate].get(key)
-    if ours is None:
-        raise ModelError(
-            f"{candidate} has no output {key[0]!r} as {reference} has; "
-            f"its outputs are {', '.join(output for output, part in seen[candidate] if not part)}"
-        )
-    if ours.shape != theirs.shape:
-        raise ModelError(
-            f"output {key[0]!r} has shape {ours.shape} in {candidate} and {theirs.shape} in {reference}; "
-            f"data-dependent shapes cannot be compared"
-        )
-    return ours, theirs
+_SharedWork = Shared[tuple[_Work, FeedCursor]]
+
+
+def _share(work: _Work, batches: Batches, workers: Workers) -> Iterator[_SeenFeed]:
+    """Yields what each feed says, in their order, whichever of the workers has run it."""
+    shared = workers.share((work, FeedCursor(batches)))
+    rules = _learn(shared, workers, work.truth) if work.pairs else Rules()
+    with closing(workers.map(partial(_measure_on_worker, shared, rules), count())) as found:
+        for item in found:
+            if item is None:
+                return
+            yield item
+
+
+def _learn(shared: _SharedWork, workers: Workers, truth: str) -> Rules:
+    """Returns how outputs are looked at, for which no more feeds are run than tell it."""
+    found: list[Rules] = []
+
+    def look() -> Generator[tuple[Mapping[Key, OutputSpread], int], None, None]:
+        with closing(workers.map(partial(_look_on_worker, shared), count())) as looks:
+            for item in looks:
+                if item is None:
+                    return
+                rules, spreads, num_samples = item
+                found.append(rules)
+                yield spreads, num_samples
+                if not truth:
+                    return
+
+    with closing(look()) as looks:
+        steady = find_steady(looks)
+    return replace(found[0], steady=steady) if found else Rules()
+
+
+def _run_on_worker(
+    work: _Work, cursor: FeedCursor, index: int, names: Collection[str] | None = None
+) -> tuple[Feed, Results] | None:
+    """Returns a feed with the outputs of these models, None: of all; None behind the last feed."""
+    feed = cursor.find(index)
+    if feed is None:
+        return None
+    runners = [item for item in work.runners if names is None or item.name in names]
+    with closing(work.run(runners, [feed])) as runs:
+        return next(runs)
+
+
+def _look_on_worker(shared: _SharedWork, index: int) -> tuple[Rules, Mapping[Key, OutputSpread], int] | None:
+    """Returns the rules that a feed tells, if it is the first, and how the truth spreads over it."""
+    work, cursor = shared()
+    names = {work.truth} if index else {work.truth, *(reference for _, reference in work.pairs)}
+    seen = _run_on_worker(work, cursor, index, names)
+    if seen is None:
+        return None
+    rules = Rules() if index else work.find_rules(*seen)
+    spreads, num_samples = work.measure_spreads(*seen)
+    return rules, spreads, num_samples
+
+
+def _measure_on_worker(shared: _SharedWork, rules: Rules, index: int) -> _SeenFeed | None:
+    """Returns what a feed says; None behind the last one."""
+    work, cursor = shared()
+    seen = _run_on_worker(work, cursor, index)
+    if seen is None:
+        return None
+    found = work.measure(rules, *seen)
+    return replace(found, marks=[*found.marks])

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from trtq.files import hash_file, refuse_damage
 from trtq.models.spec import METRICS, EvaluationSpec, InputSpec, ModelSpec, ProfileSpec
 from trtq.pipeline.engine.profiles import list_profiles
 from trtq.pipeline.graph.load import Graph
-from trtq.pipeline.judge.score import Labels
+from trtq.pipeline.judge.score import Labels, refuse_unknown_output
 
 _UNLABELLED_SAMPLES = 128
 _FROM_FILE = "labels"
@@ -30,8 +31,10 @@ def open_evaluation_data(graph: Graph, spec: ModelSpec, calibration: Batches | N
 
     Raises:
         DataError: The data does not fit.
+        UsageError: The settings name an output that the model does not have.
     """
     evaluation = spec.evaluation
+    refuse_unknown_output(evaluation.output, [item.name for item in graph.outputs])
     if evaluation.data is None:
         if evaluation.labels is not None:
             raise DataError(
@@ -77,7 +80,14 @@ def filter_by_profiles(
             else:
                 left_out.append(feed.num_samples)
 
-    return batches.changed(keep)
+    again = batches.reopen and partial(_open_filtered, batches.reopen, profiles, any_batch=any_batch)
+    return replace(batches.changed(keep), reopen=again)
+
+
+def _open_filtered(
+    reopen: Callable[[], Batches], profiles: Mapping[str, InputSpec], *, any_batch: bool
+) -> Batches:
+    return filter_by_profiles(reopen(), profiles, [], any_batch=any_batch)
 
 
 def find_labels(evaluation: EvaluationSpec, metric: str = METRICS[0]) -> Labels | None:
@@ -117,4 +127,10 @@ def with_labels(batches: Batches, path: Path, *, any_rank: bool = False) -> Batc
             start = stop
 
     digest = batches.digest and f"{batches.digest}/{hash_file(path)}"
-    return replace(batches, read=read, part=None, files=(), content=digest)  # a part does not know its labels
+    again = batches.reopen and partial(_open_with_labels, batches.reopen, path.absolute(), any_rank=any_rank)
+    # A part does not know its labels.
+    return replace(batches, read=read, part=None, files=(), content=digest, reopen=again)
+
+
+def _open_with_labels(reopen: Callable[[], Batches], path: Path, *, any_rank: bool) -> Batches:
+    return with_labels(reopen(), path, any_rank=any_rank)

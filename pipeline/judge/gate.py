@@ -236,13 +236,16 @@ def _explain_cosine(item: OutputComparison, gate: AccuracySpec) -> str:
 def _explain_part(item: OutputComparison, gate: AccuracySpec) -> str:
     """Returns what of an output is far off, though the whole is near, and what the gate wants of it."""
     wanted = gate.min_cosine
+    low = 1 - LOW_FACTOR * (1 - wanted)
     if not item.apart_cosine >= wanted:
         found = f"{item.apart_cosine:.4f} on the {item.apart} values that hardly change or rule classes out"
     elif item.median_cosine < wanted:
         found = f"{item.median_cosine:.4f} or less in half of its samples"
+    elif item.low_cosine < low:
+        found, wanted = f"{item.low_cosine:.4f} or less in a twentieth of its samples", low
     else:
-        wanted = 1 - LOW_FACTOR * (1 - wanted)
-        found = f"{item.low_cosine:.4f} or less in a twentieth of its samples"
+        least = -10 * math.log10(2 * (1 - low))
+        return f"too loud or too soft: {item.sqnr_db:.1f} dB, where the gate wants {least:.1f}"
     return f"{found}, where the gate wants {wanted:g}"
 
 

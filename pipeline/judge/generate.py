@@ -12,8 +12,8 @@ import numpy as np
 from trtq.calibrators.observe import Progress
 from trtq.errors import DataError
 from trtq.files import refuse_damage
-from trtq.pipeline.judge.compare import open_compared
 from trtq.pipeline.judge.decoder import Decoder
+from trtq.pipeline.judge.runs import open_compared
 
 
 @dataclass(frozen=True, slots=True)

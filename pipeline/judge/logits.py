@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,9 +19,70 @@ _NO_TOKENS = ("position", "type", "segment", "mask", "label", "cache")
 """In the names of inputs that hold whole numbers of the same shape."""
 
 
+@dataclass(frozen=True, slots=True)
+class SequenceMarks:
+    """What the logits of one sequence of tokens say.
+
+    Attributes:
+        places: Of each token that counts, ascending: shape (T,).
+        sums: Of each: 1, the divergence, and the agreement of the top 1 and top 5: float64, shape (T, 4).
+        divergence: The sum.
+        surprise: Of the candidate, summed over the tokens that follow.
+        reference_surprise: That of the reference.
+        tokens: How many follow.
+    """
+
+    places: NDArray[np.int64]
+    sums: NDArray[np.float64]
+    divergence: float
+    surprise: float
+    reference_surprise: float
+    tokens: int
+
+
+def measure_logits(
+    candidate: NDArray[Any],
+    reference: NDArray[Any],
+    ids: NDArray[Any],
+    mask: NDArray[np.bool_] | None = None,
+    counted: NDArray[np.bool_] | None = None,
+) -> tuple[SequenceMarks, ...]:
+    """Returns what one batch says, of each sequence.
+
+    Args:
+        candidate: Logits, shape (N, T, V).
+        reference: The same.
+        ids: The tokens that went in, shape (N, T); one that is not in 0 to V - 1 is no token.
+        mask: Which of them are tokens and no padding, shape (N, T); None: all.
+        counted: Of which of these the logits count, shape (N, T); None: of all.
+    """
+    real = (ids >= 0) & (ids < reference.shape[-1]) & (True if mask is None else mask)
+    chosen = real if counted is None else real & counted
+    found = []
+    for ours, theirs, tokens, kept, rows in zip(candidate, reference, ids, real, chosen, strict=True):
+        mine, other = _log_softmax(ours[rows]), _log_softmax(theirs[rows])
+        with np.errstate(invalid="ignore"):
+            terms = np.exp(other) * (other - mine)
+        divergence = np.where(np.isneginf(other), 0.0, terms).sum(axis=-1)
+        top1, top5 = _agree(mine, other)
+        is_followed = np.append(kept[1:], False)[rows]
+        following = np.flatnonzero(is_followed), np.roll(tokens, -1)[rows][is_followed]
+        found.append(
+            SequenceMarks(
+                np.cumsum(kept)[rows] - 1,
+                np.stack([np.ones_like(top1), divergence, top1, top5], axis=1),
+                float(divergence.sum()),
+                float(mine[following].sum()),
+                float(other[following].sum()),
+                int(is_followed.sum()),
+            )
+        )
+    return tuple(found)
+
+
 @dataclass(slots=True)
 class LogitsMetrics:
-    """The running sums of one output; float64."""
+    """The running sums of one output, to which sequences are added in their order; float64."""
 
     divergence: float = 0.0
     rows: int = 0
@@ -31,51 +92,21 @@ class LogitsMetrics:
     places: NDArray[np.float64] = field(default_factory=lambda: np.zeros((0, 4)))
     """By place in the sequence, sums of: 1, the divergence, and the agreement of the top 1 and top 5."""
 
-    def add(
-        self,
-        candidate: NDArray[Any],
-        reference: NDArray[Any],
-        ids: NDArray[Any],
-        mask: NDArray[np.bool_] | None = None,
-        counted: NDArray[np.bool_] | None = None,
-    ) -> None:
-        """Takes in one batch.
+    def add(self, sequences: Iterable[SequenceMarks]) -> None:
+        """Takes in what `measure_logits` returned for one more batch."""
+        for item in sequences:
+            self.divergence += item.divergence
+            self._add_places(item.places, item.sums)
+            self.rows += len(item.places)
+            self.surprise -= item.surprise
+            self.reference_surprise -= item.reference_surprise
+            self.tokens += item.tokens
 
-        Args:
-            candidate: Logits, shape (N, T, V).
-            reference: The same.
-            ids: The tokens that went in, shape (N, T); one that is not in 0 to V - 1 is no token.
-            mask: Which of them are tokens and no padding, shape (N, T); None: all.
-            counted: Of which of these the logits count, shape (N, T); None: of all.
-        """
-        real = (ids >= 0) & (ids < reference.shape[-1]) & (True if mask is None else mask)
-        chosen = real if counted is None else real & counted
-        for ours, theirs, tokens, kept, rows in zip(candidate, reference, ids, real, chosen, strict=True):
-            mine, other = _log_softmax(ours[rows]), _log_softmax(theirs[rows])
-            with np.errstate(invalid="ignore"):
-                terms = np.exp(other) * (other - mine)
-            divergence = np.where(np.isneginf(other), 0.0, terms).sum(axis=-1)
-            self.divergence += float(divergence.sum())
-            self._add_places(np.cumsum(kept)[rows] - 1, divergence, *_agree(mine, other))
-            self.rows += len(divergence)
-            is_followed = np.append(kept[1:], False)[rows]
-            following = np.flatnonzero(is_followed), np.roll(tokens, -1)[rows][is_followed]
-            self.surprise -= float(mine[following].sum())
-            self.reference_surprise -= float(other[following].sum())
-            self.tokens += int(is_followed.sum())
-
-    def _add_places(
-        self,
-        places: NDArray[np.int64],
-        divergence: NDArray[np.float64],
-        top1: NDArray[np.float64],
-        top5: NDArray[np.float64],
-    ) -> None:
-        """Takes in one sequence; all of shape (T,), the places ascending."""
+    def _add_places(self, places: NDArray[np.int64], sums: NDArray[np.float64]) -> None:
         if places.size:
             grown = np.zeros((max(len(self.places), int(places[-1]) + 1), 4))
             grown[: len(self.places)] = self.places
-            grown[places] += np.stack([np.ones_like(top1), divergence, top1, top5], axis=1)
+            grown[places] += sums
             self.places = grown
 
     def _list_spans(self) -> Iterator[LogitsSpan]:

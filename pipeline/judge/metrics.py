@@ -55,9 +55,102 @@ def _sum(ours: NDArray[np.float64], theirs: NDArray[np.float64]) -> Sums:
     return Sums(products, mine, other, errors, ours.size)
 
 
+@dataclass(frozen=True, slots=True)
+class SampleMarks:
+    """What one sample of an output says.
+
+    Attributes:
+        judged: The sums that are judged.
+        apart: Those of steady values and masked scores; None if there are none.
+        absolute: The sum of the absolute errors.
+        largest: The largest of them.
+        size: How many values there are.
+        known: How many of them are the same or can be compared.
+        count: How many are finite in the reference.
+        nonfinite: How many of these are not in the candidate.
+    """
+
+    judged: Sums
+    apart: Sums | None
+    absolute: float
+    largest: float
+    size: int
+    known: int
+    count: int
+    nonfinite: int
+
+
+@dataclass(frozen=True, slots=True)
+class BatchMarks:
+    """What one batch of an output says: of each sample, and how many rows have the same largest score."""
+
+    samples: tuple[SampleMarks, ...]
+    num_samples: int
+    rows: int = 0
+    rows_equal: int = 0
+    are_names: bool = False
+
+
+def measure_batch(
+    candidate: NDArray[Any],
+    reference: NDArray[Any],
+    num_samples: int,
+    *,
+    steady: Mask | None = None,
+    is_scores: bool = True,
+) -> BatchMarks:
+    """Returns what one batch of outputs of the same shape says.
+
+    Places where the reference is not finite count nothing. Truths and indices are no amounts: they are equal
+    or not. Each counts as a vector of a 1 and zeros, so that the cosine is the share of equal ones.
+
+    Args:
+        candidate: What is judged.
+        reference: What it is judged by.
+        num_samples: How many samples it has.
+        steady: Which values hardly change between samples; of the shape of a sample or of its last axis.
+        is_scores: Whether a float table of it holds scores of classes, as an embedding does not.
+    """
+    same = np.empty(0, bool)
+    if is_scores and _has_scores(reference):
+        same = candidate.argmax(axis=-1) == reference.argmax(axis=-1)
+    rows = split_by_sample(reference, num_samples)
+    are_names = holds_names(reference)
+    apart = np.zeros(rows.shape, bool) if are_names else find_apart(rows, steady)
+    pairs = zip(candidate.reshape(rows.shape), rows, apart, strict=True)
+    with np.errstate(invalid="ignore", over="ignore"):
+        samples = tuple(
+            _measure_sample(*(item.reshape(-1) for item in found), are_names=are_names) for found in pairs
+        )
+    return BatchMarks(samples, num_samples, same.size, int(same.sum()), are_names)
+
+
+def _measure_sample(
+    candidate: NDArray[Any], reference: NDArray[Any], apart: Mask, *, are_names: bool
+) -> SampleMarks:
+    """Returns what one sample, flat, says: what it takes fits the cache of a processor."""
+    ours, theirs = candidate.astype(np.float64), reference.astype(np.float64)
+    size = known = fine = ours.size
+    nonfinite = 0
+    if not math.isfinite(sum_products(ours, ours) + sum_products(theirs, theirs)):
+        is_fine = np.isfinite(theirs)
+        nonfinite = int((is_fine & ~np.isfinite(ours)).sum())
+        known, fine = int((is_fine | (ours == theirs)).sum()), int(is_fine.sum())
+        ours, theirs = np.where(is_fine, ours, 0.0), np.where(is_fine, theirs, 0.0)
+    error = np.abs(ours - theirs)
+    absolute, largest = float(error.sum()), float(error.max(initial=0.0))
+    aside = None
+    if are_names:
+        ours, theirs = _as_vectors(ours == theirs)
+    elif apart.any():
+        aside = _sum(ours[apart], theirs[apart])
+        ours, theirs = ours[~apart], theirs[~apart]
+    return SampleMarks(_sum(ours, theirs), aside, absolute, largest, size, known, fine, nonfinite)
+
+
 @dataclass(slots=True)
 class OutputMetrics:
-    """The running sums of one output.
+    """The running sums of one output, to which samples are added in their order.
 
     Values that are steady, and masked scores, are added up apart: they are large and say nothing of the data.
     """
@@ -79,58 +172,24 @@ class OutputMetrics:
     silent: array[float] = field(default_factory=lambda: array("d"))
     are_names: bool = False
 
-    def add(
-        self,
-        candidate: NDArray[Any],
-        reference: NDArray[Any],
-        num_samples: int,
-        *,
-        steady: Mask | None = None,
-        is_scores: bool = True,
-    ) -> None:
-        """Takes in one batch of outputs of the same shape.
+    def add(self, marks: BatchMarks) -> None:
+        """Takes in what `measure_batch` returned for one more batch."""
+        self.rows += marks.rows
+        self.rows_equal += marks.rows_equal
+        self.are_names = marks.are_names
+        for index, item in enumerate(marks.samples):
+            self._add_sample(item, index)
+        self.samples += marks.num_samples
 
-        Places where the reference is not finite count nothing. Truths and indices are no amounts: they are
-        equal or not. Each counts as a vector of a 1 and zeros, so that the cosine is the share of equal ones.
-
-        Args:
-            candidate: What is judged.
-            reference: What it is judged by.
-            num_samples: How many samples it has.
-            steady: Which values hardly change between samples; of the shape of a sample or of its last axis.
-            is_scores: Whether a float table of it holds scores of classes, as an embedding does not.
-        """
-        if is_scores and _has_scores(reference):
-            same = candidate.argmax(axis=-1) == reference.argmax(axis=-1)
-            self.rows += same.size
-            self.rows_equal += int(same.sum())
-        rows = split_by_sample(reference, num_samples)
-        self.are_names = holds_names(reference)
-        apart = np.zeros(rows.shape, bool) if self.are_names else find_apart(rows, steady)
-        with np.errstate(invalid="ignore", over="ignore"):
-            for index, (ours, theirs) in enumerate(zip(candidate.reshape(rows.shape), rows, strict=True)):
-                self._add_sample(ours.reshape(-1), theirs.reshape(-1), apart[index].reshape(-1), index)
-        self.samples += num_samples
-
-    def _add_sample(self, candidate: NDArray[Any], reference: NDArray[Any], apart: Mask, index: int) -> None:
-        """Takes in one sample, flat: what it takes fits the cache of a processor."""
-        ours, theirs = candidate.astype(np.float64), reference.astype(np.float64)
-        known = fine = ours.size
-        if not math.isfinite(sum_products(ours, ours) + sum_products(theirs, theirs)):
-            is_fine = np.isfinite(theirs)
-            self.nonfinite += int((is_fine & ~np.isfinite(ours)).sum())
-            known, fine = int((is_fine | (ours == theirs)).sum()), int(is_fine.sum())
-            ours, theirs = np.where(is_fine, ours, 0.0), np.where(is_fine, theirs, 0.0)
-        self.size, self.known, self.count = self.size + ours.size, self.known + known, self.count + fine
-        error = np.abs(ours - theirs)
-        self.absolute += float(error.sum())
-        self.largest = float(np.fmax(self.largest, error.max(initial=0.0)))
-        if self.are_names:
-            ours, theirs = _as_vectors(ours == theirs)
-        elif apart.any():
-            self.apart.add(_sum(ours[apart], theirs[apart]))
-            ours, theirs = ours[~apart], theirs[~apart]
-        sums = _sum(ours, theirs)
+    def _add_sample(self, marks: SampleMarks, index: int) -> None:
+        self.nonfinite += marks.nonfinite
+        self.size, self.known = self.size + marks.size, self.known + marks.known
+        self.count += marks.count
+        self.absolute += marks.absolute
+        self.largest = float(np.fmax(self.largest, marks.largest))
+        if marks.apart is not None:
+            self.apart.add(marks.apart)
+        sums = marks.judged
         self.judged.add(sums)
         rank = -sums.cosine if math.isfinite(sums.cosine) else 2.0  # not finite is worse than opposite
         entry = (rank, -self.samples - index)  # of equals, the first stay

@@ -13,8 +13,9 @@ from trtq.calibrators.observe import Progress
 from trtq.models.spec import AccuracySpec
 from trtq.pipeline.judge.costs import FLOAT, Costs
 from trtq.pipeline.judge.score import Labels
-from trtq.pipeline.judge.sensitivity import Effect, measure, split_in_groups
+from trtq.pipeline.judge.sensitivity import Effect, measure, measure_groups, split_in_groups
 from trtq.pipeline.judge.switchable import Switchable
+from trtq.workers import Workers
 
 _MARGIN = 0.9
 """Of the error that the gate allows, and of the points, so much may be used up on the data that the choice is
@@ -55,6 +56,7 @@ class EffectMeter:
         labels: Where the labels are, and how answers are scored.
         progress: Called after every batch.
         samples_run: How often a sample went through the model.
+        workers: Who share the measurements; None: this process.
     """
 
     session: Switchable
@@ -63,14 +65,30 @@ class EffectMeter:
     labels: Labels | None = None
     progress: Progress = lambda _: None
     samples_run: int = 0
+    workers: Workers | None = None
+
+    def __post_init__(self) -> None:
+        """Has the model travel to each worker once, whatever is measured."""
+        if self.workers is not None:
+            self.session = self.session.share(self.workers)
 
     def measure_alone(self, pairs: Sequence[Step], batches: Batches) -> dict[Step, Effect]:
         """Returns the effect of each of these layers alone in this format, and all others in float."""
+        parts = [*split_in_groups(pairs, mixtures_each=1)]
+        groups = [{str(index): self._spread(pair) for index, pair in enumerate(part)} for part in parts]
+        measured = measure_groups(
+            self.session,
+            groups,
+            batches,
+            self.labels,
+            lambda _, num_samples: self.progress(num_samples),
+            self.workers,
+            for_gate=True,
+        )
         found: dict[Step, Effect] = {}
-        for part in split_in_groups(pairs, mixtures_each=1):
-            mixtures = {str(index): self._spread(pair) for index, pair in enumerate(part)}
-            effects, _ = self._measure(mixtures, batches)
-            found |= {pair: effects[str(index)] for index, pair in enumerate(part)}
+        for part, seen in zip(parts, measured, strict=True):
+            self.samples_run += seen.num_samples * (len(part) + 1)
+            found |= {pair: seen.effects[str(index)] for index, pair in enumerate(part)}
         return found
 
     def _spread(self, pair: Step) -> dict[str, str]:
@@ -81,12 +99,10 @@ class EffectMeter:
         self, mixtures: Mapping[str, Forms], batches: Batches
     ) -> tuple[Mapping[str, Effect], float | None]:
         """Returns the effect of each mixture, by its name, and the float model's score."""
-        return self._measure({name: self.quantized(forms) for name, forms in mixtures.items()}, batches)
-
-    def _measure(
-        self, mixtures: Mapping[str, Forms], batches: Batches
-    ) -> tuple[Mapping[str, Effect], float | None]:
-        found = measure(self.session, mixtures, batches, self.labels, self.progress, for_gate=True)
+        wanted = {name: self.quantized(forms) for name, forms in mixtures.items()}
+        found = measure(
+            self.session, wanted, batches, self.labels, self.progress, self.workers, for_gate=True
+        )
         self.samples_run += found.num_samples * (len(mixtures) + 1)
         return found.effects, found.float_score
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,15 @@ class Labels:
     metric: str = METRICS[0]
     function: OwnFunction | None = field(default=None, compare=False, repr=False)
 
+    @property
+    def is_own(self) -> bool:
+        """Whether the metric is a function of the user's."""
+        return self.metric not in METRICS
+
+    def __reduce__(self) -> tuple[type[Labels], tuple[str | None, str | None, str]]:
+        """Pickles all but the function, which is called where it was loaded."""
+        return Labels, (self.array, self.output, self.metric)
+
 
 def load_labels(labels: Labels | None) -> Labels | None:
     """Returns the labels with their metric's script run, so that several comparisons run it once."""
@@ -56,6 +65,53 @@ def name_metric(metric: str) -> str:
 def format_score(value: float, metric: str) -> str:
     """Returns a score for people: shares in per cent, other numbers as they are."""
     return f"{value:.2%}" if metric in METRICS else f"{value:.4f}"
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreMarks:
+    """What one feed says of the answers of every model.
+
+    Attributes:
+        chosen: The outputs that are scored.
+        hits: How many answers are right, by metric and model.
+        count: How many answers there are.
+        num_classes: From which each is chosen.
+        outputs: All of them by model, where a function of the user's own scores them at the end; else none.
+        labels: For that function; None if it needs none.
+    """
+
+    chosen: tuple[str, ...]
+    hits: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    count: int = 0
+    num_classes: int = 0
+    outputs: Mapping[str, Outputs] = field(default_factory=dict)
+    labels: NDArray[Any] | None = None
+
+
+def measure_scores(labels: Labels, results: Mapping[str, Outputs], feed: Feed) -> ScoreMarks:
+    """Returns what the outputs of every model for one feed say.
+
+    Raises:
+        DataError, UsageError: The labels do not fit.
+    """
+    names = tuple(next(iter(results.values()), {}))
+    if labels.is_own:
+        kept = {  # ONNX Runtime may return views of the inputs
+            model: {name: np.array(array) for name, array in outputs.items()}
+            for model, outputs in results.items()
+        }
+        return ScoreMarks(names, outputs=kept, labels=_select_own_labels(feed, labels.array))
+    hits: dict[str, dict[str, int]] = {name: {} for name in METRICS}
+    num_classes = 0
+    for model, outputs in results.items():
+        scores, wanted = _select_scores(outputs, feed, labels)
+        order = np.argsort(-scores.astype(np.float64), axis=1, kind="stable")
+        is_right = order[:, :5] == wanted[:, np.newaxis]
+        hits["top-1"][model] = int(is_right[:, :1].sum())
+        hits["top-5"][model] = int(is_right.sum())
+        num_classes = scores.shape[1]
+    count = feed.arrays[str(labels.array)].shape[0]
+    return ScoreMarks((labels.output,) if labels.output else names, hits, count, num_classes)
 
 
 class Scores:
@@ -78,22 +134,17 @@ class Scores:
         self._doubts: tuple[str, ...] = ()
         self._outputs: dict[str, None] = {}
 
-    def add(self, results: Mapping[str, Outputs], feed: Feed) -> None:
-        """Takes in the outputs of every model for one feed; DataError or UsageError if labels do not fit."""
-        names = next(iter(results.values()), {})
-        chosen = [self._labels.output] if self._own is None and self._labels.output else names
-        self._outputs |= dict.fromkeys(chosen)
+    def add(self, marks: ScoreMarks) -> None:
+        """Takes in what `measure_scores` returned for one more feed."""
+        self._outputs |= dict.fromkeys(marks.chosen)
         if self._own is not None:
-            self._own.add(results, feed)
+            self._own.add(marks)
             return
-        for name in self._models:
-            scores, wanted = _select_scores(results[name], feed, self._labels)
-            order = np.argsort(-scores.astype(np.float64), axis=1, kind="stable")
-            is_right = order[:, :5] == wanted[:, np.newaxis]
-            self._hits["top-1"][name] += int(is_right[:, :1].sum())
-            self._hits["top-5"][name] += int(is_right.sum())
-            self._num_classes = scores.shape[1]
-        self._count += feed.arrays[str(self._labels.array)].shape[0]
+        for metric, hits in self._hits.items():
+            for name in self._models:
+                hits[name] += marks.hits[metric][name]
+        self._num_classes = marks.num_classes
+        self._count += marks.count
 
     @property
     def outputs(self) -> tuple[str, ...]:
@@ -117,6 +168,12 @@ class Scores:
             self._doubts += (
                 f"{name_metric(self._labels.metric)} is 0 for every model, so none can lose any; see whether "
                 f"the labels belong to the data",
+            )
+        if self._own is not None and not self._doubts and self._own.nonsense > min(found.values()):
+            self._doubts += (
+                f"the metric {self._labels.metric} says {self._own.nonsense:g} of outputs that are all zero "
+                f"or of the other sign, and less of a model, {min(found.values()):g}; it must return "
+                f"more the better they are, and the labels must belong to the data",
             )
         return found
 
@@ -142,8 +199,7 @@ def _select_scores(
                 f"`output` in [evaluation] of model.toml"
             )
         name = next(iter(outputs))
-    if name not in outputs:
-        raise UsageError(f"the model has no output {name!r}; its outputs are {', '.join(outputs)}")
+    refuse_unknown_output(name, outputs)
     scores, wanted = outputs[name], _select_labels(feed, str(labels.array))
     if scores.ndim != 2 or wanted.shape != scores.shape[:1] or not np.issubdtype(wanted.dtype, np.integer):
         raise DataError(
@@ -159,10 +215,30 @@ def _select_scores(
     return scores, wanted
 
 
+def refuse_unknown_output(name: str | None, outputs: Iterable[str]) -> None:
+    """Raises UsageError if the output with the class scores is named, and is none of the model's."""
+    if name is not None and name not in outputs:
+        raise UsageError(f"the model has no output {name!r}; its outputs are {', '.join(outputs)}")
+
+
 def _select_labels(feed: Feed, array: str) -> NDArray[Any]:
     if array not in feed.arrays:
         raise DataError(f"{feed.source} has no labels {array!r}; it has {', '.join(feed.arrays)}")
     return np.asarray(feed.arrays[array])
+
+
+def _select_own_labels(feed: Feed, array: str | None) -> NDArray[Any] | None:
+    """Returns the labels for a function of the user's own, one a sample; None if it needs none."""
+    if array is None:
+        return None
+    labels = np.atleast_1d(_select_labels(feed, array))
+    count = count_samples({name: item for name, item in feed.arrays.items() if name != array})
+    if count > 1 and len(labels) != count:
+        raise DataError(
+            f"labels {array!r} of {feed.source} have shape {labels.shape}, the feed has {count} "
+            f"samples; give one label a sample"
+        )
+    return labels
 
 
 @dataclass(slots=True)
@@ -177,22 +253,16 @@ class _OwnMetric:
     labels: list[NDArray[Any]] = field(default_factory=list)
     is_blind: bool = False
     """After `result`: whether the function says the same of every model, and of nonsense."""
+    nonsense: float = 0.0
+    """After `result`: the most that it says of nonsense; 0 where each model is worse than the first."""
 
-    def add(self, results: Mapping[str, Outputs], feed: Feed) -> None:
-        for model, outputs in results.items():
+    def add(self, marks: ScoreMarks) -> None:
+        for model, outputs in marks.outputs.items():
             kept = self.outputs.setdefault(model, defaultdict(list))
             for name, array in outputs.items():
-                kept[name].append(np.array(array))  # ONNX Runtime may return views of the inputs
-        if self.array is None:
-            return
-        labels = np.atleast_1d(_select_labels(feed, self.array))
-        count = count_samples({name: array for name, array in feed.arrays.items() if name != self.array})
-        if count > 1 and len(labels) != count:
-            raise DataError(
-                f"labels {self.array!r} of {feed.source} have shape {labels.shape}, the feed has {count} "
-                f"samples; give one label a sample"
-            )
-        self.labels.append(labels)
+                kept[name].append(array)
+        if marks.labels is not None:
+            self.labels.append(marks.labels)
 
     def result(self, models: Sequence[str]) -> dict[str, float]:
         labels = _join(self.labels, f"labels {self.array!r}", self.metric) if self.labels else None
@@ -209,15 +279,19 @@ class _OwnMetric:
                     f"{score:g} and then {second:g}; it must not draw random numbers nor keep anything"
                 )
             found[model] = score
-        if len(set(found.values())) == 1:  # of the last model's outputs
-            self.is_blind = all(self._says(wrong, labels, score) for wrong in _spoil(outputs))
+        first, *others = found.values()
+        if not others or max(others) >= first:  # of the last model's outputs
+            answers = [self._ask(wrong, labels) for wrong in _spoil(outputs)]
+            self.is_blind = {*answers, *others} == {first}
+            self.nonsense = max(answer or 0.0 for answer in answers)
         return found
 
-    def _says(self, outputs: Outputs, labels: NDArray[Any] | None, score: float) -> bool:
+    def _ask(self, outputs: Outputs, labels: NDArray[Any] | None) -> float | None:
+        """Returns what the function says of nonsense; None: that something is wrong."""
         try:
-            return self._call(outputs, labels, "no model") == score
-        except DataError:  # it saw that something is wrong
-            return False
+            return self._call(outputs, labels, "no model")
+        except DataError:
+            return None
 
     def _call(self, outputs: Outputs, labels: NDArray[Any] | None, model: str) -> float:
         try:

@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
 from trtq.calibrators.batches import Batches
+from trtq.calibrators.cursor import FeedCursor
 from trtq.calibrators.observe import Progress
 from trtq.json import FileKind, Measured
 from trtq.pipeline.judge.compare import compare_models
 from trtq.pipeline.judge.score import Labels
 from trtq.pipeline.judge.switchable import Switchable
 from trtq.records import OutputComparison
+from trtq.workers import Shared, Workers
 
 _AT_ONCE = 8
 """Mixtures that share one run of the float model, and one pass over the data; their outputs are in memory."""
 _FLOAT = "float"
 _Name = TypeVar("_Name")
+Mixtures = Mapping[str, Mapping[str, str]]
+"""The format of each quantized layer, by a name of the mixture."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,14 +136,15 @@ class MixtureEffects:
 
 def measure(
     session: Switchable,
-    mixtures: Mapping[str, Mapping[str, str]],
+    mixtures: Mixtures,
     batches: Batches,
     labels: Labels | None = None,
     progress: Progress = lambda _: None,
+    workers: Workers | None = None,
     *,
     for_gate: bool = False,
 ) -> MixtureEffects:
-    """Returns what comes of quantizing the layers of each mixture.
+    """Returns what comes of quantizing the layers of each mixture, by one pass over the data.
 
     Args:
         session: The model.
@@ -146,6 +152,7 @@ def measure(
         batches: The data.
         labels: Where the labels are, and how answers are scored.
         progress: Told of every batch.
+        workers: Who take a feed each; None: this process.
         for_gate: Whether the cosines are to be those that the gate looks at, `judged_cosine`.
 
     Raises:
@@ -160,6 +167,7 @@ def measure(
         progress,
         [session.runner(_FLOAT, {}), *runners],
         session.views,
+        workers,
     )
     effects = {
         name: to_effect(
@@ -170,6 +178,51 @@ def measure(
         for name in mixtures
     }
     return MixtureEffects(effects, found.accuracy.get(_FLOAT), found.num_samples)
+
+
+def measure_groups(
+    session: Switchable,
+    groups: Sequence[Mixtures],
+    batches: Batches,
+    labels: Labels | None = None,
+    progress: Callable[[int, int], None] = lambda _, __: None,
+    workers: Workers | None = None,
+    *,
+    for_gate: bool = False,
+) -> Iterator[MixtureEffects]:
+    """Yields what comes of the mixtures of each group, for which the data is passed over once.
+
+    Args:
+        session: The model.
+        groups: Each as of `measure`.
+        batches: The data.
+        labels: Where the labels are, and how answers are scored.
+        progress: Told of the samples that are done, behind the number of their group.
+        workers: Who take a group each, or a feed each where a metric of the user's own is called here; None:
+            this process.
+        for_gate: As of `measure`.
+
+    Raises:
+        ModelError, DataError, UsageError: As `compare_models`.
+    """
+    if workers is None or (labels is not None and labels.is_own):
+        for index, group in enumerate(groups):
+            told = partial(progress, index)
+            yield measure(session, group, batches, labels, told, workers, for_gate=for_gate)
+        return
+    shared = workers.share((session, FeedCursor(batches), labels))
+    task = partial(_measure_on_worker, shared, for_gate=for_gate)
+    for index, found in enumerate(workers.map(task, groups)):
+        progress(index, found.num_samples)
+        yield found
+
+
+def _measure_on_worker(
+    shared: Shared[tuple[Switchable, FeedCursor, Labels | None]], group: Mixtures, *, for_gate: bool
+) -> MixtureEffects:
+    """Returns what comes of the mixtures of one group."""
+    session, cursor, labels = shared()
+    return measure(session, group, cursor.open(), labels, for_gate=for_gate)
 
 
 def to_effect(

@@ -31,14 +31,11 @@ class OutputSpread:
     high: NDArray[Any] | None = None
     is_open: bool = True
 
-    def add(self, output: NDArray[Any], num_samples: int) -> None:
-        """Takes in one batch; values that are not finite count nothing."""
-        if not self.is_open or not output.size:
+    def merge(self, other: OutputSpread) -> None:
+        """Takes in one more batch."""
+        if not self.is_open or other.low is None or other.high is None:
             return
-        rows = split_by_sample(output, num_samples)
-        kept = np.isfinite(rows)
-        low = np.where(kept, rows, np.inf).min(axis=0)
-        high = np.where(kept, rows, -np.inf).max(axis=0)
+        low, high = other.low, other.high
         if self.low is not None and self.high is not None:
             low, high = self._fit(low, -1), self._fit(high, 1)
             if self.low.shape != low.shape:
@@ -73,22 +70,33 @@ def _reduce(array: NDArray[Any], sign: int) -> NDArray[Any]:
     return np.asarray(array.max(axis=axes) if sign > 0 else array.min(axis=axes)) if axes else array
 
 
-def find_steady(runs: Iterable[tuple[Mapping[Name, NDArray[Any]], int]]) -> dict[Name, Mask]:
+def measure_spreads(outputs: Mapping[Name, NDArray[Any]], num_samples: int) -> dict[Name, OutputSpread]:
+    """Returns the spreads of the outputs of one batch; values that are not finite count nothing."""
+    found: dict[Name, OutputSpread] = {}
+    for name, output in outputs.items():
+        if np.issubdtype(output.dtype, np.number) and output.size:
+            rows = split_by_sample(output, num_samples)
+            kept = np.isfinite(rows)
+            low = np.where(kept, rows, np.inf).min(axis=0)
+            found[name] = OutputSpread(low, np.where(kept, rows, -np.inf).max(axis=0))
+    return found
+
+
+def find_steady(runs: Iterable[tuple[Mapping[Name, OutputSpread], int]]) -> dict[Name, Mask]:
     """Returns the values of each output that hardly change, in the shape of a sample or of its last axis.
 
     Stops to ask for batches as soon as nothing is steady any more, which with most models is the second
     sample. Of a single sample nothing can be known.
 
     Args:
-        runs: The outputs of a reference for each batch, and how many samples it has.
+        runs: The spreads of the outputs of a reference for each batch, and how many samples it has.
     """
     spreads: dict[Name, OutputSpread] = {}
     num_samples = 0
-    for outputs, count in runs:
+    for seen, count in runs:
         num_samples += count
-        for name, output in outputs.items():
-            if np.issubdtype(output.dtype, np.number):
-                spreads.setdefault(name, OutputSpread()).add(output, count)
+        for name, spread in seen.items():
+            spreads.setdefault(name, OutputSpread()).merge(spread)
         if num_samples > 1 and all(spread.steady is None for spread in spreads.values()):
             break
     found = {name: spread.steady for name, spread in spreads.items()} if num_samples > 1 else {}

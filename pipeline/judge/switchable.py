@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import onnx_ir as ir
@@ -23,6 +23,7 @@ from trtq.pipeline.judge.views import OutputViews, create_views
 from trtq.pipeline.rewrite.channels.rescale import rescale
 from trtq.pipeline.rewrite.qdq import quantize
 from trtq.pipeline.rewrite.rows import BEHIND
+from trtq.workers import Shared, Workers
 
 _SWITCH = "trtq_switch_"
 _ON, _OFF = np.array(True), np.array(False)
@@ -37,15 +38,23 @@ class Switchable:
         layers: The nodes that can be switched, in graph order, each with the names of its formats.
         views: How its outputs are looked at.
         models: What the session runs, and the float model.
+        shared: This, where workers can take it.
     """
 
     session: Session
     layers: Mapping[str, tuple[str, ...]]
     views: OutputViews
     models: tuple[ir.Model, ir.Model]
+    shared: Shared[Switchable] | None = None
+
+    def share(self, workers: Workers) -> Switchable:
+        """Returns the same, which travels to each of the workers once, whatever it is part of."""
+        return replace(self, shared=workers.share(self))
 
     def __reduce__(self) -> tuple[Callable[..., Switchable], tuple[Any, ...]]:
         """Pickles the models: another process opens a session of its own."""
+        if self.shared is not None:
+            return self.shared.__call__, ()
         return _open_packed, (*map(pack, self.models), self.layers)
 
     def runner(self, name: str, quantized: Mapping[str, str]) -> Any:
@@ -60,7 +69,7 @@ class Switchable:
             for index, (layer, forms) in enumerate(self.layers.items())
             for form in forms
         }
-        return create_runner(_Mixture(self.session, switches), name)
+        return create_runner(_Mixture(self, switches), name)
 
 
 def _name_switch(index: int, form: str) -> str:
@@ -71,17 +80,18 @@ def _name_switch(index: int, form: str) -> str:
 class _Mixture:
     """The session with its switches set: what Polygraphy needs of an ONNX Runtime session."""
 
-    session: Session
+    can_move: ClassVar[bool] = True
+    switchable: Switchable
     switches: Mapping[str, NDArray[np.bool_]]
 
     def get_inputs(self) -> list[SessionPort]:
-        return [item for item in self.session.get_inputs() if item.name not in self.switches]
+        return [item for item in self.switchable.session.get_inputs() if item.name not in self.switches]
 
     def get_outputs(self) -> list[SessionPort]:
-        return list(self.session.get_outputs())
+        return list(self.switchable.session.get_outputs())
 
     def run(self, outputs: list[str] | None, feed: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
-        return list(self.session.run(outputs, {**feed, **self.switches}))
+        return list(self.switchable.session.run(outputs, {**feed, **self.switches}))
 
 
 def open_switchable(

@@ -7,7 +7,7 @@ whose scores are all zero. So what the last Concat joins is judged apart too.
 from __future__ import annotations
 
 import operator
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any, TypeAlias
@@ -16,6 +16,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from trtq.models.packed import PackedModel, pack
 from trtq.models.session import open_session, open_session_of
 from trtq.pipeline.judge.parts import is_computed, is_joined, list_parts
 from trtq.pipeline.judge.steady import split_by_sample
@@ -130,6 +131,7 @@ class PartLabels:
             model: It is not changed.
             outputs: Those of its outputs that are joined.
         """
+        self._model, self._outputs = model, tuple(str(value.name) for value in outputs)
         groups = {str(value.name): list_parts(value) for value in outputs}
         tail = _Tail({part for parts in groups.values() for part in chain(*parts)})
         ends = [tail.copy(value) for value in outputs]
@@ -162,6 +164,10 @@ class PartLabels:
         self._is_fixed = not any(node.op_type in _OPEN_SIZES for node in model.graph.all_nodes())
         self._known: dict[tuple[object, ...], dict[str, _Place]] = {}
         self._last: tuple[str, list[NDArray[Any]], NDArray[Any]] | None = None
+
+    def __reduce__(self) -> tuple[Callable[..., PartLabels], tuple[Any, ...]]:
+        """Pickles the model: another process opens sessions of its own."""
+        return _open_labels, (pack(self._model), self._outputs)
 
     def find(
         self,
@@ -213,6 +219,11 @@ class PartLabels:
     def _locate(self, output: str, labels: NDArray[Any]) -> dict[str, _Place]:
         found = {name: labels == number for number, name in enumerate(self._names[output])}
         return {name: _to_slices(mask) for name, mask in found.items() if mask.any()}
+
+
+def _open_labels(packed: PackedModel, outputs: Collection[str]) -> PartLabels:
+    model = packed.unpack()
+    return PartLabels(model, [value for value in model.graph.outputs if value.name in outputs])
 
 
 def _are_same(ours: Sequence[object], theirs: Sequence[object]) -> bool:

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 
 from trtq.calibrators.observe import Progress
 from trtq.errors import DataError, UsageError
-from trtq.pipeline.judge.compare import open_compared
 from trtq.pipeline.judge.decoder import Decoder
-from trtq.pipeline.judge.logits import LogitsMetrics
+from trtq.pipeline.judge.logits import LogitsMetrics, measure_logits
+from trtq.pipeline.judge.runs import open_compared
 from trtq.records import LogitsComparison
 
 
@@ -90,6 +90,6 @@ def compare_texts(
         logits, wanted = (model.read(window.tokens.tolist(), stride)[None] for model in (ours, theirs))
         counted = np.arange(len(window.tokens)) >= window.first
         counted[-1] = False
-        metrics.add(logits, wanted, window.tokens[None], counted=counted[None])
+        metrics.add(measure_logits(logits, wanted, window.tokens[None], counted=counted[None]))
         progress(1)
     return metrics.result(candidate[0], reference[0], theirs.logits)

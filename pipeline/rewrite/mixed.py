@@ -23,6 +23,7 @@ from trtq.pipeline.rewrite.weights.apply import Runtime, quantize_weights
 from trtq.pipeline.rewrite.weights.choose import ChosenWeight, group_by_weight
 from trtq.pipeline.rewrite.weights.gram import quantize_by_gptq
 from trtq.pipeline.rewrite.weights.rescaled import rescale_inputs
+from trtq.workers import Workers
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,11 +42,13 @@ class WeightEncoding:
         method: One of their format's methods.
         runtime: Who runs the result, caches of codes too.
         batches: The data, checked against the model; GPTQ and AWQ need it.
+        workers: Who share what these do; None: this process.
     """
 
     method: str = "rtn"
     runtime: Runtime = "tensorrt"
     batches: Batches | None = None
+    workers: Workers | None = None
 
 
 def quantize_graph(
@@ -77,7 +80,9 @@ def quantize_graph(
     importance: Mapping[str, NDArray[np.float64]] = {}
     if weights.method == "awq":
         assert weights.batches is not None
-        found = rescale_inputs(graph.model, placement, weights.batches, rest.array_dtype.name)
+        found = rescale_inputs(
+            graph.model, placement, weights.batches, rest.array_dtype.name, weights.workers
+        )
         graph, placement, importance = replace(graph, model=found.model), found.placement, found.importance
         ranges, floats = ranges and found.rename_ranges(ranges), None
     if floats is None or placement.encodings or placement.caches:
@@ -114,7 +119,7 @@ def _with_few_bits(
         assert how.batches is not None
         dtypes = {value.dtype for value in floats.model.graph.initializers.values()}
         rest = next((form for form in (FP16, BF16) if form.dtype in dtypes), FP32)
-        known = quantize_by_gptq(source, chosen, how.batches, rest.array_dtype.name)
+        known = quantize_by_gptq(source, chosen, how.batches, rest.array_dtype.name, how.workers)
     model = quantize_weights(
         floats.model,
         source,

@@ -8,7 +8,7 @@ import os
 import platform
 import socket
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, TypeVar
@@ -110,7 +110,7 @@ class Ray:
         refuse_too_large("a part of the work", nodes, self.cpus, self.memory_bytes)
         return sum(node.count_tasks(self.cpus, self.memory_bytes) for node in nodes)
 
-    def map(self, task: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
+    def map(self, task: Callable[[T], R], items: Iterable[T]) -> Generator[R, None, None]:
         """See `Workers.map`; the task is a function that can be imported on the workers.
 
         Raises:

@@ -100,10 +100,18 @@ class OutputComparison:
         """The number that a gate for the cosine looks at, in which no loud sample or value hides the others.
 
         It is the least of all cosines here; but at the low samples the noise may have twice the amplitude,
-        since samples differ: 1 - cosine may be `LOW_FACTOR` times as large.
+        since samples differ: 1 - cosine may be `LOW_FACTOR` times as large. So may the noise of the whole,
+        which is more than its cosine says if the candidate is louder or softer than the reference.
         """
-        values = (self.cosine, self.median_cosine, 1 - (1 - self.low_cosine) / LOW_FACTOR, self.apart_cosine)
+        loss = 1 - cosine_of_noise(self.sqnr_db)
+        low = 1 - max(1 - self.low_cosine, loss) / LOW_FACTOR
+        values = (self.cosine, self.median_cosine, low, self.apart_cosine)
         return math.nan if any(map(math.isnan, values)) else min(values)
+
+
+def cosine_of_noise(sqnr_db: float) -> float:
+    """Returns the cosine of a candidate with this noise that is as loud as its reference; from -1 to 1."""
+    return 1 - min(10 ** min(-sqnr_db / 10, 1.0), 4.0) / 2
 
 
 @dataclass(frozen=True, slots=True)

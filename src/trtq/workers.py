@@ -10,7 +10,7 @@ import pickle
 import threading
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import BrokenExecutor, Executor, Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -46,7 +46,7 @@ class Workers(Protocol):
         """Returns how many tasks can run at a time."""
         ...
 
-    def map(self, task: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
+    def map(self, task: Callable[[T], R], items: Iterable[T]) -> Generator[R, None, None]:
         """Yields the result of each item, in the order of the items.
 
         The items may be endless: at most twice as many as there are workers are taken ahead of the results.
@@ -111,7 +111,7 @@ class Threads:
         """See `Workers.count`."""
         return self.number or count_cores()
 
-    def map(self, task: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
+    def map(self, task: Callable[[T], R], items: Iterable[T]) -> Generator[R, None, None]:
         """See `Workers.map`."""
         count = self.count()
         with ThreadPoolExecutor(count, "trtq") as pool:
@@ -135,7 +135,7 @@ class Processes:
         """See `Workers.count`."""
         return self.number or count_cores()
 
-    def map(self, task: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
+    def map(self, task: Callable[[T], R], items: Iterable[T]) -> Generator[R, None, None]:
         """See `Workers.map`.
 
         Raises:
@@ -230,7 +230,9 @@ def _open_processes(count: int) -> Executor:
 atexit.register(_open_processes.cache_clear)  # while what ends them is still there
 
 
-def _map_ordered(pool: Executor, task: Callable[[T], R], items: Iterable[T], count: int) -> Iterator[R]:
+def _map_ordered(
+    pool: Executor, task: Callable[[T], R], items: Iterable[T], count: int
+) -> Generator[R, None, None]:
     waiting: deque[Future[R]] = deque()
     try:
         for item in items:

@@ -191,3 +191,16 @@ def test_a_batch_norm_scales_the_bounds_of_its_channels_one_by_one() -> None:
         assert bound_of(model, x) == pytest.approx(4 * x + 8 * (x + 1) + 1)
         largest = max(float(np.abs(run(model, np.full((1, 1, 5), sign * x))).max()) for sign in (-1, 1))
         assert largest == pytest.approx(bound_of(model, x))
+
+
+def test_bounds_of_channels_that_no_float_holds_are_warned_of_by_nobody() -> None:
+    layers = " ".join(f"m{index + 1} = MatMul (m{index}, w)" for index in range(20))
+    model = model_of(f"m0 = Relu (x) {layers} y = Relu (m20)", "N, 8", w=np.full((8, 8), 1e3, np.float32))
+    assert bound_of(model, 1.0) > 1e39
+
+
+def test_what_reads_nothing_has_no_bound() -> None:
+    model = model_of(
+        "r = RandomNormal <shape = [4, 8], seed = 1.0> () y = MatMul (r, w)", "4", w=weight(8, 3)
+    )
+    assert bound_of(model, 1.0) == math.inf

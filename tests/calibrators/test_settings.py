@@ -320,3 +320,8 @@ def test_data_is_relative_to_the_file_that_names_it_unless_it_is_a_url(tmp_path:
 def test_the_reference_is_relative_to_the_file_that_names_it(tmp_path: Path) -> None:
     (tmp_path / "model.toml").write_text('[evaluation]\nreference = "float.onnx"\n')
     assert read_spec(tmp_path / "model.toml").evaluation.reference == str(tmp_path / "float.onnx")
+
+
+def test_the_mark_that_notepad_writes_is_passed_over(tmp_path: Path) -> None:
+    (tmp_path / "model.toml").write_bytes(b'\xef\xbb\xbf[calibration]\r\nmethod = "minmax"\r\n')
+    assert read_spec(tmp_path / "model.toml").calibration.method == "minmax"

@@ -138,6 +138,12 @@ def test_items_that_are_no_dicts_are_told(tmp_path: Path) -> None:
         next(stream)
 
 
+def test_names_that_are_no_texts_are_told(tmp_path: Path) -> None:
+    source = _script(tmp_path / "calib.py", "def feeds():\n    yield {0: [[1.0]]}\n")
+    with pytest.raises(DataError, match=r"feeds, item 0: arrays have the names of inputs, got \[0\]$"):
+        list(open_batches(source, OPEN, 8))
+
+
 def test_a_script_that_yields_nothing_is_told(tmp_path: Path) -> None:
     source = _script(tmp_path / "calib.py", "def feeds():\n    return []\n")
     with pytest.raises(

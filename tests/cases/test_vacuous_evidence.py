@@ -91,3 +91,11 @@ def test_one_sample_and_equal_samples_are_unverified(
     verdict, (reason,) = judge(x=np.repeat(x, 8, 0))
     assert verdict == "unverified"
     assert reason.startswith("the outputs of fp32 are the same for all 8 samples")
+
+
+def test_a_metric_that_likes_nonsense_better_is_unverified(
+    judge: Callable[..., tuple[str, tuple[str, ...]]],
+) -> None:
+    verdict, (reason,) = judge("return float((outputs['y'].argmax(1) != labels).mean()) / 2", labels=True)
+    assert verdict == "unverified"
+    assert "of outputs that are all zero or of the other sign, and less of a model, 0." in reason

@@ -240,3 +240,17 @@ def test_nodes_that_share_a_name(tmp_path: Path) -> None:
     (item,) = compare_models(models, [("other", "fp32")], batches).outputs
     assert item.max_abs == 0
     assert [node.name for node in load(tmp_path / "m.onnx", min_opset=19).model.graph] == ["n", "n_1", "n_2"]
+
+
+def test_an_output_that_is_listed_twice_is_one(tmp_path: Path) -> None:
+    proto = _graph(
+        "g (float[N,4] x) => (float[N,4] y, float[N,4] z, float[N,4] y) { y = Relu(x) z = Neg(x) }"
+    )
+    _outputs(proto, tmp_path / "m.onnx")
+    assert [item.name for item in load(tmp_path / "m.onnx", min_opset=13).outputs] == ["y", "z"]
+
+
+def test_an_input_that_is_an_output_too_is_no_engines(tmp_path: Path) -> None:
+    onnx.save(_graph("g (float[2,4] x) => (float[2,4] x, float[2,4] y) { y = Relu(x) }"), tmp_path / "m.onnx")
+    with pytest.raises(ModelError, match="output 'x' is an input of the model too, and the tensors of an"):
+        build(tmp_path / "m.onnx", random_data=True, output=tmp_path / "o")

@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import trtq
@@ -79,6 +80,57 @@ def test_statistics_choices_and_sensitivities_are_those_of_one_process(
     assert layers[0] == layers[1]
 
 
+def _builds(model: Path, folder: Path, cluster: Ray, **options: Any) -> list[tuple[Any, ...]]:
+    """Returns what one process, two processes and a cluster build."""
+    found: list[tuple[Any, ...]] = []
+    workers: tuple[Workers | None, ...] = (None, Processes(2), cluster)
+    for index, item in enumerate(workers):
+        output = folder / f"{index}.trtq"
+        seen = trtq.build(model, output=output, workers=item, backend="onnxruntime", **options)
+        files = [path.read_bytes() for path in sorted(output.glob("model.*.onnx"))]
+        found.append((seen.comparison, seen.accuracy, seen.auto, seen.verdict, files))
+    return found
+
+
+def test_the_verdict_and_the_choice_of_formats_are_those_of_one_process(
+    nodes: Any, demo_folder: Path, tmp_path: Path
+) -> None:
+    """The gate fails with every layer in INT8, so that some are raised; workers compare a batch each."""
+    one, two, three = _builds(
+        demo_folder / "model.onnx",
+        tmp_path,
+        Ray(nodes.address),
+        int8=True,
+        auto=True,
+        min_cosine=0.99999,
+        calib_data=str(demo_folder / "calibration.npz"),
+        eval_data=str(demo_folder / "evaluation.npz"),
+        labels="labels",
+        eval_samples=128,
+    )
+    assert one[2].kept
+    assert one == two == three
+
+
+def test_codes_of_gptq_are_those_of_one_process(
+    nodes: Any, path_of: Callable[..., Path], tmp_path: Path
+) -> None:
+    rng = np.random.default_rng(0)
+    weights = {name: rng.standard_normal((128, 128)).astype(np.float32) for name in ("w", "v")}
+    text = "g (float[N, 128] x) => (float[N, 128] y) { a = MatMul (x, w) b = Relu (a) y = MatMul (b, v) }"
+    np.savez(tmp_path / "x.npz", x=rng.standard_normal((64, 128)).astype(np.float32))
+    one, two, three = _builds(
+        path_of(text, opset=21, **weights),
+        tmp_path,
+        Ray(nodes.address),
+        weights="int4",
+        weight_method="gptq",
+        calib_data=str(tmp_path / "x.npz"),
+    )
+    assert one[0][0].cosine < 1
+    assert one == two == three
+
+
 def test_a_worker_and_a_node_that_are_killed_cost_no_result(
     nodes: Any, demo_folder: Path, slow_data: str, wait_until: Wait
 ) -> None:
@@ -131,5 +183,5 @@ def test_an_error_on_a_worker_names_its_machine(nodes: Any, tmp_path: Path) -> N
 def test_tasks_are_cancelled_when_nobody_wants_them(nodes: Any, wait_until: Wait) -> None:
     results = Ray(nodes.address).map(time.sleep, [0.0, 60.0, 60.0])
     next(iter(results))
-    results.close()  # type: ignore[attr-defined]
+    results.close()
     wait_until(lambda: not _list_workers())

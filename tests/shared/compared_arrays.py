@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike
 
-from trtq.pipeline.judge.change import OutputChange
-from trtq.pipeline.judge.metrics import OutputMetrics
+from trtq.pipeline.judge.change import OutputChange, measure_change
+from trtq.pipeline.judge.metrics import OutputMetrics, measure_batch
 from trtq.records import OutputComparison
 
 
@@ -20,7 +20,7 @@ def compare_arrays(
     size = split or len(theirs)
     for start in range(0, len(theirs), size):
         part = slice(start, start + size)
-        metrics.add(ours[part], theirs[part], len(theirs[part]))
-        change.add(theirs[part], len(theirs[part]))
-        answers.add(ours[part], len(theirs[part]))
+        metrics.add(measure_batch(ours[part], theirs[part], len(theirs[part])))
+        change.add(measure_change(theirs[part], len(theirs[part])))
+        answers.add(measure_change(ours[part], len(theirs[part])))
     return metrics.result("int8", "fp32", "y", change=change, answers=answers)

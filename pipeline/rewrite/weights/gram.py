@@ -2,44 +2,63 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any, TypeVar
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
 from trtq.calibrators.batches import Batches
+from trtq.calibrators.cursor import FeedCursor
 from trtq.calibrators.survey import map_values_made
 from trtq.errors import DataError
+from trtq.models.packed import PackedModel, pack
 from trtq.models.session import open_session, run
 from trtq.models.tensors import read_values, require_finite
 from trtq.pipeline.formats.codes import Codes
 from trtq.pipeline.rewrite.weights.choose import ChosenWeight
 from trtq.pipeline.rewrite.weights.gptq import Gram, quantize_gptq
+from trtq.workers import Shared, Workers
 
+R = TypeVar("R")
 _MOST_BYTES = 1 << 30
 """Of Gram matrices in memory at a time; a model with more of them is run over the data again."""
 
 
 def quantize_by_gptq(
-    model: ir.Model, chosen: Sequence[ChosenWeight], batches: Batches, dtype: str
+    model: ir.Model,
+    chosen: Sequence[ChosenWeight],
+    batches: Batches,
+    dtype: str,
+    workers: Workers | None = None,
 ) -> dict[str, Codes]:
     """Returns INT4 codes of the weights of products by GPTQ, by the weight's name; not of embeddings.
 
-    The scales survive the dtype "float32", "float16" or "bfloat16".
+    The scales survive the dtype "float32", "float16" or "bfloat16". Workers take some of the activations
+    each, with the weights that are multiplied with them; None: this process does all.
 
     Raises:
         DataError: The data does not fit.
         ModelError: ONNX Runtime cannot run the model, or a weight is not finite.
     """
     found: dict[str, Codes] = {}
-    for _, weights, gram in iterate_inputs(model, chosen, batches):
-        for weight in weights:
-            is_first = weight.blocks.axis == 0
-            values = read_weight(model, weight)
-            codes, scales = quantize_gptq(values if is_first else values.T, gram, weight.blocks.size, dtype)
-            found[weight.tensor] = (codes, scales) if is_first else (codes.T, scales.T)
+    for _, _, codes in map_inputs(model, chosen, batches, partial(_quantize, dtype=dtype), workers):
+        found |= codes
+    return found
+
+
+def _quantize(
+    model: ir.Model, _: str, weights: Sequence[ChosenWeight], gram: Gram, *, dtype: str
+) -> dict[str, Codes]:
+    found: dict[str, Codes] = {}
+    for weight in weights:
+        is_first = weight.blocks.axis == 0
+        values = read_weight(model, weight)
+        codes, scales = quantize_gptq(values if is_first else values.T, gram, weight.blocks.size, dtype)
+        found[weight.tensor] = (codes, scales) if is_first else (codes.T, scales.T)
     return found
 
 
@@ -56,38 +75,84 @@ def read_weight(model: ir.Model, weight: ChosenWeight) -> NDArray[Any]:
     return values
 
 
-def iterate_inputs(
-    model: ir.Model, chosen: Sequence[ChosenWeight], batches: Batches
-) -> Iterator[tuple[str, list[ChosenWeight], Gram]]:
-    """Yields each activation that chosen weights are multiplied with, with these and its Gram matrix.
+def map_inputs(
+    model: ir.Model,
+    chosen: Sequence[ChosenWeight],
+    batches: Batches,
+    use: Callable[[ir.Model, str, Sequence[ChosenWeight], Gram], R],
+    workers: Workers | None = None,
+) -> Iterator[tuple[str, Sequence[ChosenWeight], R]]:
+    """Yields each activation that chosen weights are multiplied with, these, and what comes of its matrix.
 
     The model is run over the data as often as the matrices of so many activations fit into memory.
 
+    Args:
+        model: The float graph.
+        chosen: Its weights.
+        batches: The data.
+        use: Makes something of the model, an activation, its weights and its Gram matrix; for workers a
+            function that pickles.
+        workers: Who take some of the activations each, and run the model over all the data for these, so that
+            every sum is one in the order of the feeds; None: this process.
+
     Raises:
-        DataError: The data does not fit.
+        DataError: The data does not fit, or is other data where a worker reads it.
         ModelError: ONNX Runtime cannot run the model.
     """
     readers: dict[str, list[ChosenWeight]] = {}
     for weight in chosen:
         if (source := _input_of(model, weight)) is not None:
             readers.setdefault(source, []).append(weight)
-    for sources in _groups({name: _gram_bytes(weights[0]) for name, weights in readers.items()}):
-        grams = dict(measure_grams(model, sources, batches))
-        for source in sources:
-            yield source, readers[source], grams.pop(source)
+    groups = _groups({name: _gram_bytes(weights[0]) for name, weights in readers.items()})
+    if workers is None:
+        for sources in groups:
+            for source, gram in measure_grams(model, sources, batches):
+                yield source, readers[source], use(model, source, readers[source], gram)
+        return
+    shared = workers.share((pack(model), readers, FeedCursor(batches), use))
+    parts = [(group, part) for group in groups for part in _split(group, workers.count())]
+    for (_, part), found in zip(parts, workers.map(partial(_use_on_worker, shared), parts), strict=True):
+        for source, made in zip(part, found, strict=True):
+            yield source, readers[source], made
 
 
-def measure_grams(model: ir.Model, tensors: Sequence[str], batches: Batches) -> Mapping[str, Gram]:
-    """Returns X^T X, float32, of each tensor over all the data, taken as rows of its last axis.
+def _use_on_worker(
+    shared: Shared[tuple[PackedModel, Mapping[str, Sequence[ChosenWeight]], FeedCursor, Callable[..., R]]],
+    part: tuple[Sequence[str], Sequence[str]],
+) -> list[R]:
+    """Returns what comes of some activations of a group."""
+    packed, readers, cursor, use = shared()
+    model, (group, wanted) = packed.unpack(), part
+    grams = measure_grams(model, group, cursor.open(), wanted)
+    return [use(model, source, readers[source], gram) for source, gram in grams]
+
+
+def _split(group: Sequence[str], count: int) -> Iterator[Sequence[str]]:
+    """Yields the tensors of a group, in their order, in as many parts."""
+    size = math.ceil(len(group) / count)
+    yield from (group[start : start + size] for start in range(0, len(group), size))
+
+
+def measure_grams(
+    model: ir.Model, tensors: Sequence[str], batches: Batches, wanted: Sequence[str] | None = None
+) -> Iterator[tuple[str, Gram]]:
+    """Yields each tensor with X^T X, float32, over all the data, taken as rows of its last axis.
+
+    Args:
+        model: The graph; it is not changed.
+        tensors: Those that the model is run for: ONNX Runtime fuses no node across them.
+        batches: The data.
+        wanted: Those of them that are measured; None: all.
 
     Raises:
         DataError: A product of two values is not finite.
     """
-    wanted = list(dict.fromkeys(tensors))
+    tensors = list(dict.fromkeys(tensors))
+    wanted = tensors if wanted is None else wanted
     tapped = model.clone()
     present = {value.name for value in (*tapped.graph.outputs, *tapped.graph.inputs)}
     made = map_values_made(tapped)
-    tapped.graph.outputs.extend(made[name] for name in wanted if name not in present)
+    tapped.graph.outputs.extend(made[name] for name in tensors if name not in present)
     session = open_session(tapped, optimize=True)
     names = [str(value.name) for value in model.graph.inputs]
     grams: dict[str, NDArray[Any]] = {}
@@ -110,10 +175,8 @@ def measure_grams(model: ir.Model, tensors: Sequence[str], batches: Batches) -> 
                     f"their products are not; GPTQ and AWQ need finite products: look at the data, or take "
                     f"--weight-method mse"
                 )
-    return {
-        name: Gram(products, counts[name], magnitudes[name] / max(counts[name], 1))
-        for name, products in grams.items()
-    }
+    for name in wanted:
+        yield name, Gram(grams.pop(name), counts[name], magnitudes[name] / max(counts[name], 1))
 
 
 def _input_of(model: ir.Model, weight: ChosenWeight) -> str | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import onnx_ir as ir
@@ -17,7 +18,9 @@ from trtq.pipeline.rewrite.channels.divisible import find_divisible
 from trtq.pipeline.rewrite.channels.rescale import rename, rescale_tensor
 from trtq.pipeline.rewrite.weights.awq import search_scales
 from trtq.pipeline.rewrite.weights.choose import ChosenWeight, group_by_weight
-from trtq.pipeline.rewrite.weights.gram import iterate_inputs, read_weight
+from trtq.pipeline.rewrite.weights.gptq import Gram
+from trtq.pipeline.rewrite.weights.gram import map_inputs, read_weight
+from trtq.workers import Workers
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +46,9 @@ class RescaledInputs:
         return replace(ranges, beyond_fp16={**beyond, **renamed})
 
 
-def rescale_inputs(model: ir.Model, placement: Placement, batches: Batches, dtype: str) -> RescaledInputs:
+def rescale_inputs(
+    model: ir.Model, placement: Placement, batches: Batches, dtype: str, workers: Workers | None = None
+) -> RescaledInputs:
     """Returns the graph with the inputs of products with weights of few bits divided, where that wins.
 
     All products of an activation share its scales. It is divided where it is made (`find_divisible`); where
@@ -55,6 +60,7 @@ def rescale_inputs(model: ir.Model, placement: Placement, batches: Batches, dtyp
         placement: Its layers; those with Q/DQ keep their weights.
         batches: The calibration data.
         dtype: Which the scales of the blocks must survive.
+        workers: Who search the scales of some activations each; None: this process.
 
     Raises:
         DataError: The data does not fit.
@@ -66,22 +72,34 @@ def rescale_inputs(model: ir.Model, placement: Placement, batches: Batches, dtyp
     nodes = {str(node.name): node for node in result.graph}
     importance: dict[str, NDArray[np.float64]] = {}
     names: dict[str, str] = {}
-    for source, weights, gram in iterate_inputs(model, group_by_weight(model, placement), batches):
-        products = gram.damped()
-        counts = np.diag(products).copy()
-        value = values[source]
-        if value.producer() is not None:
-            read = (_read(model, weight) for weight in weights)
-            found = search_scales(read, products, gram.magnitudes, dtype)
-            if found is not None:
-                names[source] = _divide(edit, value, _readers(value, weights, taken), found, taken)
-                counts /= found**2
+    search = partial(_search, dtype=dtype)
+    for source, weights, made in map_inputs(
+        model, group_by_weight(model, placement), batches, search, workers
+    ):
+        counts, found = made
+        if found is not None:
+            names[source] = _divide(
+                edit, values[source], _readers(values[source], weights, taken), found, taken
+            )
+            counts /= found**2
         for weight in weights:
             node = nodes[weight.readers[0].name]
             importance[str(node.inputs[1].name)] = counts  # type: ignore[union-attr]
     edit.drop_unused()
     placed = rename(placement, result, {})
     return RescaledInputs(result, placed, importance, names)
+
+
+def _search(
+    model: ir.Model, source: str, weights: Sequence[ChosenWeight], gram: Gram, *, dtype: str
+) -> tuple[NDArray[np.float64], NDArray[np.float64] | None]:
+    """Returns what a squared error in each input counts, and by what these are divided; None: by nothing."""
+    products = gram.damped()
+    counts = np.diag(products).copy()
+    if map_values(model.graph)[source].producer() is None:
+        return counts, None
+    read = (_read(model, weight) for weight in weights)
+    return counts, search_scales(read, products, gram.magnitudes, dtype)
 
 
 def _read(model: ir.Model, weight: ChosenWeight) -> tuple[NDArray[np.float32], int]:

@@ -16,8 +16,9 @@ workers_options = combine_options(
         default="threads",
         show_default=True,
         help="Who does the parts of the work: threads of this process, processes or processes:N of this "
-        "machine, ray (the cluster of RAY_ADDRESS, or that this machine belongs to) or ray://host:port. The "
-        "result is the same to the last bit.",
+        "machine, ray (the cluster of RAY_ADDRESS, or that this machine belongs to) or ray://host:port. They "
+        "share the calibration, the trials, GPTQ and AWQ, the choice of formats, and comparisons unless a "
+        "TensorRT engine runs here. The result is the same to the last bit.",
     ),
     click.option(
         "--worker-cpus",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -162,6 +163,14 @@ def test_a_loader_is_read_at_every_pass_and_not_saved(small: Path) -> None:
         ("m.onnx", [], DataError, r"^an iterable of data must yield dicts of arrays, all with the same"),
         ("m.onnx", [{"a": 1}, {"b": 1}], DataError, r"must yield dicts of arrays, all with the same"),
         ("m.onnx", [{"a": 1}], DataError, r"^the arrays 'a' of the data cannot be joined along their first"),
+        ("m.onnx", {"a": [[1, 2], [3]]}, DataError, r"^'a' of the data .*inhomogeneous"),
+        ("m.onnx", {"a": [object()]}, DataError, r"^'a' of the data is list, no array of numbers"),
+        (
+            "m.onnx",
+            repeat({"a": [1]}),
+            DataError,
+            r"^the iterable of data has yielded 20,000 feeds and may never",
+        ),
     ],
 )
 def test_what_cannot_be_a_model_or_data_is_told(model: Any, data: Any, error: Any, told: str) -> None:
@@ -190,3 +199,19 @@ def test_numbers_of_pictures_are_a_text_a_list_or_one(small: Path) -> None:
     )
     with pytest.raises(UsageError, match=r"^mean takes numbers, got \['a'\]$"):
         gathered(small, mean="a")
+
+
+def test_a_feed_counts_as_it_was_yielded(small: Path) -> None:
+    def feeds() -> Iterator[dict[str, NDArray[np.float32]]]:
+        x = np.ones((1, 2), np.float32)
+        yield {"x": x}
+        x[...] = 9
+        yield {"x": x}
+
+    with np.load(str(gathered(small, feeds()).spec.calibration.data)) as saved:
+        np.testing.assert_array_equal(saved["x"], [[1, 1], [9, 9]])
+
+
+def test_a_value_of_another_kind_is_told_shortly(small: Path) -> None:
+    with pytest.raises(UsageError, match=r"^labels takes str, got array\(\[0, 0.{0,20}\.\.\..{0,20}$"):
+        gathered(small, labels=np.zeros(999, int))

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
+import pickle
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ from numpy.typing import NDArray
 
 from trtq.calibrators.batches import Batches, Feed
 from trtq.calibrators.sources import make_random_batches
-from trtq.errors import DataError
+from trtq.errors import DataError, UsageError
 from trtq.models.spec import CalibrationSpec, EvaluationSpec, InputSpec, ModelSpec
 from trtq.pipeline.graph.load import Graph
 from trtq.pipeline.judge.evaluate import filter_by_profiles, find_labels, open_evaluation_data, with_labels
@@ -58,6 +60,12 @@ def data(tmp_path: Path) -> str:
 
 def test_without_any_data_there_is_nothing_to_compare_on(graph: Graph) -> None:
     assert open_evaluation_data(graph, ModelSpec(), None) is None
+
+
+def test_an_output_that_the_model_does_not_have_is_refused_without_labels_too(graph: Graph) -> None:
+    spec = ModelSpec(evaluation=EvaluationSpec(output="logits"))
+    with pytest.raises(UsageError, match=r"the model has no output 'logits'; its outputs are "):
+        open_evaluation_data(graph, spec, None)
 
 
 def test_the_calibration_data_stands_in_with_128_samples(graph: Graph) -> None:
@@ -173,6 +181,15 @@ def test_the_digest_is_that_of_data_and_labels(tmp_path: Path) -> None:
     assert first.startswith("d/")
     assert first != second
     assert with_labels(_stream(10, digest=None), tmp_path / "labels.npy").digest is None
+
+
+def test_labels_and_what_fits_are_opened_again_with_the_data(tmp_path: Path) -> None:
+    stream = replace(_stream(10, total=10), reopen=partial(_stream, 10, total=10))
+    labelled = with_labels(stream, _labels(tmp_path, np.arange(10)))
+    fitting = filter_by_profiles(labelled, {"x": InputSpec((1, 3), (3, 3), (3, 3))}, [])
+    again = pickle.loads(pickle.dumps(fitting))
+    assert [feed.arrays["labels"].tolist() for feed in again] == [[8, 9]]
+    assert again.digest == labelled.digest
 
 
 @pytest.mark.parametrize("labels", [np.arange(9), np.arange(11), np.arange(10)[:, None]])

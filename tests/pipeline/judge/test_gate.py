@@ -10,7 +10,7 @@ import pytest
 from trtq.models.spec import AccuracySpec
 from trtq.pipeline.judge.compare import Comparison
 from trtq.pipeline.judge.gate import Verdict, judge, judge_pair
-from trtq.records import OutputComparison, WorstSample
+from trtq.records import OutputComparison, WorstSample, cosine_of_noise
 
 _GATE = AccuracySpec(min_cosine=0.99, max_drop=1.0)
 
@@ -316,3 +316,20 @@ def test_a_reference_that_is_mostly_not_finite_is_no_evidence() -> None:
     )
     most = replace(_pair("int8", "fp32", 1.0), known=0.5)
     assert judge(_comparison(most), _GATE, candidate="int8").outcome == "pass"
+
+
+def test_values_that_are_too_small_or_too_large_fail_though_their_cosine_is_1() -> None:
+    base = _pair("int8", "fp32", 1.0)
+    third = replace(base, sqnr_db=20 * math.log10(3 / 2))  # a third of each value
+    (reason,) = judge(_comparison(third), _GATE, candidate="int8").reasons
+    told = "has cosine 1.0000 to fp32 as a whole, but too loud or too soft: 3.5 dB, where the gate wants 11.0"
+    assert told in reason
+    assert judge(_comparison(replace(base, sqnr_db=11.0)), _GATE, candidate="int8").outcome == "pass"
+    assert judge(_comparison(replace(base, sqnr_db=10.9)), _GATE, candidate="int8").outcome == "fail"
+
+
+@pytest.mark.parametrize(
+    ("sqnr_db", "cosine"), [(math.inf, 1.0), (10 * math.log10(50), 0.99), (0.0, 0.5), (-math.inf, -1.0)]
+)
+def test_noise_has_a_cosine(sqnr_db: float, cosine: float) -> None:
+    assert cosine_of_noise(sqnr_db) == pytest.approx(cosine)

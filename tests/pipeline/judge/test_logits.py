@@ -9,13 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trtq.pipeline.judge.logits import LogitsMetrics, find_mask, find_tokens
+from trtq.pipeline.judge.logits import LogitsMetrics, find_mask, find_tokens, measure_logits
 
 
 def test_even_odds_of_four_have_a_perplexity_of_four() -> None:
     metrics = LogitsMetrics()
     even = np.zeros((2, 3, 4), np.float32)
-    metrics.add(even, even, np.array([[0, 1, 2], [3, 3, 3]]))
+    metrics.add(measure_logits(even, even, np.array([[0, 1, 2], [3, 3, 3]])))
     found = metrics.result("int4", "fp32", "logits")
     assert found.kl_nats == 0
     assert found.perplexity == pytest.approx(4)
@@ -27,7 +27,7 @@ def test_the_divergence_of_two_coins() -> None:
     fair = np.zeros((1, 2, 2), np.float32)
     biased = np.log(np.array([[[3, 1], [3, 1]]], np.float32))
     metrics = LogitsMetrics()
-    metrics.add(biased, fair, np.array([[1, 0]]))
+    metrics.add(measure_logits(biased, fair, np.array([[1, 0]])))
     found = metrics.result("a", "b", "logits")
     assert found.kl_nats == pytest.approx(math.log(2) - math.log(3) / 2)
     assert found.perplexity == pytest.approx(4 / 3)
@@ -40,9 +40,9 @@ def test_a_constant_added_to_all_logits_changes_nothing_and_batches_add_up(seed:
     ours, theirs = rng.standard_normal((2, 4, 5, 9))
     ids = rng.integers(0, 9, (4, 5))
     whole, parts = LogitsMetrics(), LogitsMetrics()
-    whole.add(ours, theirs, ids)
-    parts.add(ours[:1] + shift, theirs[:1], ids[:1])
-    parts.add(ours[1:], theirs[1:] + shift, ids[1:])
+    whole.add(measure_logits(ours, theirs, ids))
+    parts.add(measure_logits(ours[:1] + shift, theirs[:1], ids[:1]))
+    parts.add(measure_logits(ours[1:], theirs[1:] + shift, ids[1:]))
     first, second = whole.result("a", "b", "y"), parts.result("a", "b", "y")
     assert first.kl_nats >= 0
     assert second.kl_nats == pytest.approx(first.kl_nats, abs=1e-9)
@@ -52,7 +52,7 @@ def test_a_constant_added_to_all_logits_changes_nothing_and_batches_add_up(seed:
 def test_impossible_tokens_of_the_reference_count_nothing() -> None:
     metrics = LogitsMetrics()
     masked = np.array([[[0, 0, -np.inf]]])
-    metrics.add(np.zeros((1, 1, 3)), masked, np.array([[0]]))
+    metrics.add(measure_logits(np.zeros((1, 1, 3)), masked, np.array([[0]])))
     found = metrics.result("a", "b", "y")
     assert found.kl_nats == pytest.approx(math.log(3 / 2))
     assert math.isnan(found.perplexity)  # one token has no next one
@@ -62,7 +62,7 @@ def test_a_hopeless_model_has_an_infinite_perplexity() -> None:
     metrics = LogitsMetrics()
     sure = np.zeros((1, 2, 2))
     sure[..., 0] = 1000
-    metrics.add(sure, sure, np.array([[1, 1]]))
+    metrics.add(measure_logits(sure, sure, np.array([[1, 1]])))
     assert metrics.result("a", "b", "y").perplexity == math.inf
 
 
@@ -110,15 +110,15 @@ def test_padding_is_no_token() -> None:
     ids = np.array([[0, 4, 5, 6, 0]])
     inputs = {"ids": ids, "causal_mask": ids * 0 + 1, "attention_mask": np.array([[0, 1, 1, 1, 0]])}
     padded, bare = LogitsMetrics(), LogitsMetrics()
-    padded.add(ours, theirs, ids, find_mask(ids, inputs))
-    bare.add(ours[:, 1:4], theirs[:, 1:4], ids[:, 1:4])
+    padded.add(measure_logits(ours, theirs, ids, find_mask(ids, inputs)))
+    bare.add(measure_logits(ours[:, 1:4], theirs[:, 1:4], ids[:, 1:4]))
     assert padded.result("a", "b", "y") == bare.result("a", "b", "y")
     assert find_mask(ids, {"mask": ids, "other_mask": np.ones((5, 5))}) is None  # not of 0 and 1, not (N, T)
 
 
 def test_numbers_outside_the_vocabulary_are_no_tokens() -> None:
     metrics = LogitsMetrics()
-    metrics.add(np.zeros((1, 2, 4)), np.zeros((1, 2, 4)), np.array([[-100, 4]]))
+    metrics.add(measure_logits(np.zeros((1, 2, 4)), np.zeros((1, 2, 4)), np.array([[-100, 4]])))
     found = metrics.result("a", "b", "y")
     assert math.isnan(found.kl_nats)
     assert math.isnan(found.perplexity)
@@ -136,7 +136,7 @@ def test_agreement_is_told_by_the_place_in_the_sequence() -> None:
     for index in range(3):  # one at a time, the first shorter than the others
         length = 4 if index == 0 else 6
         part = (slice(index, index + 1), slice(length))
-        metrics.add(candidate[part], reference[part], np.ones((1, length), int), mask[part])
+        metrics.add(measure_logits(candidate[part], reference[part], np.ones((1, length), int), mask[part]))
     found = metrics.result("a", "b", "y")
     spans = {(item.first, item.last): item for item in found.spans}
     assert [*spans] == [(0, 0), (1, 1), (2, 3), (4, 5)]

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import ArrayLike, NDArray
 
-from trtq.pipeline.judge.metrics import OutputMetrics
+from trtq.pipeline.judge.metrics import OutputMetrics, measure_batch
 from trtq.records import WorstSample
 
 
@@ -93,10 +93,10 @@ def test_no_values_at_all_are_no_difference() -> None:
 
 def test_numbers_too_large_to_be_squared_give_no_cosine() -> None:
     metrics = OutputMetrics()
-    metrics.add(np.full((1, 2), 1e200), np.full((1, 2), 1e200), 1)
+    metrics.add(measure_batch(np.full((1, 2), 1e200), np.full((1, 2), 1e200), 1))
     assert math.isnan(metrics.result("a", "b", "y").cosine)
     metrics = OutputMetrics()
-    metrics.add(np.full((1, 2), 1e200), np.ones((1, 2)), 1)
+    metrics.add(measure_batch(np.full((1, 2), 1e200), np.ones((1, 2)), 1))
     assert metrics.result("a", "b", "y").sqnr_db == -math.inf
 
 
@@ -143,7 +143,7 @@ def test_only_rows_of_float_scores_have_a_top_1(
     shape: tuple[int, ...], dtype: type, has_scores: bool
 ) -> None:
     metrics = OutputMetrics()
-    metrics.add(np.ones(shape, dtype), np.ones(shape, dtype), shape[0] or 1)
+    metrics.add(measure_batch(np.ones(shape, dtype), np.ones(shape, dtype), shape[0] or 1))
     assert metrics.result("a", "b", "y").top1_agreement == (1.0 if has_scores else None)
 
 
@@ -179,8 +179,8 @@ def test_of_equally_bad_samples_the_first_are_told(split: int) -> None:
 def test_an_output_without_a_sample_axis_is_told_by_the_first_sample_of_its_batch() -> None:
     metrics = OutputMetrics()
     for sign in (1.0, -1.0, 1.0):
-        metrics.add(np.full((7, 2), sign), np.ones((7, 2)), 8)
-    metrics.add(np.array(-1.0), np.array(1.0), 3)
+        metrics.add(measure_batch(np.full((7, 2), sign), np.ones((7, 2)), 8))
+    metrics.add(measure_batch(np.array(-1.0), np.array(1.0), 3))
     found = metrics.result("a", "b", "y").worst
     assert [worst.sample for worst in found] == [8, 24, 0, 16]
 

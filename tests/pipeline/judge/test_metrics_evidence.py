@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 from compared_arrays import compare_arrays
 
-from trtq.pipeline.judge.change import OutputChange
-from trtq.pipeline.judge.metrics import OutputMetrics, holds_probabilities
+from trtq.pipeline.judge.change import OutputChange, measure_change
+from trtq.pipeline.judge.metrics import OutputMetrics, holds_probabilities, measure_batch
 
 
 def test_steady_values_are_judged_apart() -> None:
     reference = np.array([[-1e9, 3, 0], [-1e9, 0, 4.0]])
     candidate = np.array([[-1e9, 0, 3], [-1e9, 4, 0.0]])
     metrics = OutputMetrics()
-    metrics.add(candidate, reference, 2, steady=np.array([True, False, False]))
+    metrics.add(measure_batch(candidate, reference, 2, steady=np.array([True, False, False])))
     found = metrics.result("a", "b", "y")
     assert (found.cosine, found.apart, found.apart_cosine) == (0.0, 2, 1.0)
     assert found.judged_cosine == 0.0
@@ -26,7 +26,7 @@ def test_steady_values_are_judged_apart() -> None:
 
 def test_where_all_values_are_steady_they_are_judged_together() -> None:
     metrics = OutputMetrics()
-    metrics.add(np.array([[1.0, 0]]), np.array([[1.0, 1]]), 1, steady=np.array([True, True]))
+    metrics.add(measure_batch(np.array([[1.0, 0]]), np.array([[1.0, 1]]), 1, steady=np.array([True, True])))
     found = metrics.result("a", "b", "y")
     assert found.apart == 0
     assert found.cosine == pytest.approx(0.5**0.5)
@@ -101,8 +101,8 @@ def test_an_axis_of_several_sizes_holds_further_samples(lengths: tuple[int, ...]
     rng, change, metrics = np.random.default_rng(1), OutputChange(), OutputMetrics()
     feeds = [(np.array([500, -300, 100.0]) + rng.normal(size=(length, 3))) for length in lengths]
     for feed in feeds:
-        change.add(feed, 2)
-        metrics.add(np.tile([500, -300, 100.0], (len(feed), 1)), feed, 2)
+        change.add(measure_change(feed, 2))
+        metrics.add(measure_batch(np.tile([500, -300, 100.0], (len(feed), 1)), feed, 2))
     found = metrics.result("int8", "fp32", "y", change=change)
     assert found.is_change_known
     assert found.change_db is not None
@@ -114,8 +114,8 @@ def test_an_axis_of_several_sizes_holds_further_samples(lengths: tuple[int, ...]
 
 def test_of_samples_with_another_number_of_axes_no_change_is_known() -> None:
     change = OutputChange()
-    change.add(np.ones((1, 2)), 1)
-    change.add(np.ones((1, 2, 3)), 1)
+    change.add(measure_change(np.ones((1, 2)), 1))
+    change.add(measure_change(np.ones((1, 2, 3)), 1))
     assert (change.varies, change.spread, change.is_clear) == (True, None, False)
     assert OutputChange().spread is None
 
@@ -125,9 +125,9 @@ def test_a_candidate_that_is_constant_in_feeds_of_several_lengths_is_dead() -> N
     for length in (8, 8, 5):
         reference = np.random.default_rng(length).normal(size=(length, 3))
         candidate = np.tile([0.1, 0.2, 0.3], (length, 1))
-        change.add(reference, 4)
-        answers.add(candidate, 4)
-        metrics.add(candidate, reference, 4)
+        change.add(measure_change(reference, 4))
+        answers.add(measure_change(candidate, 4))
+        metrics.add(measure_batch(candidate, reference, 4))
     assert metrics.result("int8", "fp32", "y", change=change, answers=answers).is_dead
 
 
@@ -137,8 +137,8 @@ def test_a_change_of_values_that_hardly_change_counts_where_nothing_else_changes
     steady = np.array([True] * 4 + [False] * 2)
     candidate = np.tile(reference.mean(axis=0), (16, 1))
     change, metrics = OutputChange(), OutputMetrics()
-    change.add(reference, 16, steady)
-    metrics.add(candidate, reference, 16, steady=steady)
+    change.add(measure_change(reference, 16, steady))
+    metrics.add(measure_batch(candidate, reference, 16, steady=steady))
     found = metrics.result("int8", "fp32", "y", change=change)
     assert found.varies
     assert found.change_db == pytest.approx(0.0, abs=1e-6)
@@ -162,7 +162,7 @@ def test_a_rare_truth_that_is_always_missed_is_no_evidence(split: int) -> None:
 
 def test_masked_values_are_no_change() -> None:
     change = OutputChange()
-    change.add(np.array([[-1e9, 3, 0, 2], [0, -1e9, 4, 2.0]]), 2)
+    change.add(measure_change(np.array([[-1e9, 3, 0, 2], [0, -1e9, 4, 2.0]]), 2))
     assert change.spread == pytest.approx((4 - 0) ** 2 / 2)  # of the third; the others are masked once
 
 
@@ -177,8 +177,8 @@ def test_an_output_without_a_sample_axis_is_one_sample_of_each_feed() -> None:
     metrics, change = OutputMetrics(), OutputChange()
     output = np.arange(15, dtype=np.float32).reshape(5, 3)
     for _ in range(4):
-        metrics.add(output, output, 1)
-        change.add(output, 1)
+        metrics.add(measure_batch(output, output, 1))
+        change.add(measure_change(output, 1))
     assert not metrics.result("int8", "fp32", "y", change=change).varies
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
 from typing import Any, cast
 
 import made_up
@@ -14,9 +16,14 @@ import onnx_ir as ir
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from made_up import batches_of
+from pickled_workers import Pickled
 
 from trtq.calibrators.batches import Batches
+from trtq.calibrators.ranges import Range, Ranges
 from trtq.models.spec import AccuracySpec
+from trtq.pipeline.graph.load import Graph
+from trtq.pipeline.graph.placement import place
 from trtq.pipeline.judge.costs import Costs
 from trtq.pipeline.judge.mixed_precision import (
     DataSize,
@@ -27,8 +34,9 @@ from trtq.pipeline.judge.mixed_precision import (
     choose_layers,
     count_needed,
 )
+from trtq.pipeline.judge.score import Labels, load_labels
 from trtq.pipeline.judge.sensitivity import Distance, Effect
-from trtq.pipeline.judge.switchable import Switchable
+from trtq.pipeline.judge.switchable import Switchable, open_switchable
 from trtq.pipeline.judge.views import OutputViews
 
 NO_SESSION = cast(Any, None)
@@ -327,3 +335,31 @@ def test_a_part_of_what_was_thinned_out_is_a_part_of_that() -> None:
     random_access = replace(feeds, part=lambda start, step: itertools.islice(feeds.read(), start, None, step))
     thinned = random_access.take_every(1, 2)
     assert [feed.arrays["x"][0] for feed in thinned.every(1, 2)] == [3, 7]
+
+
+@pytest.mark.parametrize("is_own", [False, True])
+def test_workers_measure_what_one_process_measures(
+    graph_of: Callable[..., Graph], tmp_path: Path, *, is_own: bool
+) -> None:
+    rng = np.random.default_rng(0)
+    weights = {name: rng.standard_normal((8, 8)).astype(np.float32) for name in ("w", "v")}
+    text = "net (float[N, 8] x) => (float[N, 8] y) { [one] h = MatMul (x, w)\n [two] y = MatMul (h, v) }"
+    graph = graph_of(text, **weights)
+    feeds = [{"x": rng.standard_normal((3, 8)).astype(np.float32)} for _ in range(3)]
+    batches = replace(batches_of(feeds), reopen=partial(batches_of, feeds))
+    placement = place(graph.model, force=(".",))
+    ranges = Ranges({name: Range(9.0, -9.0, 9.0) for name in placement.activations}, "made", "0", "none", 1)
+    (tmp_path / "m.py").write_text("def f(outputs, labels):\n    return abs(outputs['y']).mean() / 100\n")
+    labels = load_labels(Labels(None, metric=f"{tmp_path / 'm.py'}:f")) if is_own else None
+    found = []
+    for workers in (None, Pickled()):
+        told: list[int] = []
+        session = open_switchable(graph.model, placement, ranges)
+        meter = EffectMeter(session, lambda forms: forms, {}, labels, told.append, workers=workers)
+        alone = meter.measure_alone([Step("one", "int8"), Step("two", "int8")], batches)
+        both = meter.measure_forms({"both": dict.fromkeys(("one", "two"), "int8")}, batches)
+        found.append((alone, both, sum(told), meter.samples_run))
+    assert found[0] == found[1]
+    assert found[0][2:] == (18, 9 * 3 + 9 * 2)
+    assert isinstance(workers, Pickled)
+    assert any(isinstance(item, dict) for item in workers.done) is not is_own

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from trtq.calibrators.batches import Feed
 from trtq.errors import DataError
-from trtq.pipeline.judge.score import Labels, Scores, format_score, name_metric
+from trtq.pipeline.judge.score import Labels, Scores, format_score, measure_scores, name_metric
 
 Write = Callable[[str], str]
 
@@ -36,7 +36,8 @@ def scored(
     scores = Scores(labels, models)
     for output, wanted in batches:
         arrays = {"x": np.zeros((len(output), 2))} | ({} if wanted is None else {"labels": wanted})
-        scores.add({name: {"y": output} for name in models}, Feed(arrays, "a feed", len(output)))
+        results = {name: {"y": output} for name in models}
+        scores.add(measure_scores(labels, results, Feed(arrays, "a feed", len(output))))
     return scores
 
 

@@ -7,11 +7,11 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from trtq.pipeline.judge.steady import find_steady
+from trtq.pipeline.judge.steady import OutputSpread, find_steady, measure_spreads
 
 
-def _runs(*batches: NDArray[np.float32]) -> Iterator[tuple[dict[str, NDArray[np.float32]], int]]:
-    yield from (({"y": batch}, len(batch)) for batch in batches)
+def _runs(*batches: NDArray[np.float32]) -> Iterator[tuple[dict[str, OutputSpread], int]]:
+    yield from ((measure_spreads({"y": batch}, len(batch)), len(batch)) for batch in batches)
 
 
 def _array(*rows: list[float]) -> NDArray[np.float32]:
@@ -35,10 +35,10 @@ def test_of_one_sample_nothing_is_known() -> None:
 def test_no_batch_is_asked_for_when_nothing_is_steady_any_more() -> None:
     asked: list[int] = []
 
-    def runs() -> Iterator[tuple[dict[str, NDArray[np.float32]], int]]:
+    def runs() -> Iterator[tuple[dict[str, OutputSpread], int]]:
         for index in range(10):
             asked.append(index)
-            yield {"y": np.full((1, 3), 1.0 + index, np.float32)}, 1
+            yield from _runs(np.full((1, 3), 1.0 + index, np.float32))
 
     assert find_steady(runs()) == {}
     assert asked == [0, 1]
@@ -63,10 +63,10 @@ def test_values_that_are_not_finite_count_nothing() -> None:
 
 
 def test_truths_are_left_out_and_whole_numbers_are_not() -> None:
-    runs = [({"b": np.ones((2, 2), bool), "i": np.full((2, 1), 7)}, 2)]
+    runs = [(measure_spreads({"b": np.ones((2, 2), bool), "i": np.full((2, 1), 7)}, 2), 2)]
     assert {name: mask.tolist() for name, mask in find_steady(runs).items()} == {"i": [True]}
 
 
 def test_an_output_without_samples_is_one_sample() -> None:
-    runs = [({"y": _array([4, 5])[0]}, 8), ({"y": _array([4, 7])[0]}, 8)]
+    runs = [(measure_spreads({"y": _array([4, last])[0]}, 8), 8) for last in (5, 7)]
     assert find_steady(runs)["y"].tolist() == [True, False]

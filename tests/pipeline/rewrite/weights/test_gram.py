@@ -1,16 +1,22 @@
-"""Gram matrices for GPTQ that cannot be used."""
+"""Gram matrices for GPTQ and AWQ: those that cannot be used, and those of workers."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import onnx_ir as ir
 import pytest
+from made_up import batches_of
+from pickled_workers import Pickled
 
 from trtq.calibrators.batches import Batches, Feed
 from trtq.errors import DataError, ModelError
 from trtq.pipeline.formats.scheme import WeightScheme
+from trtq.pipeline.graph.load import Graph
+from trtq.pipeline.rewrite.mixed import WeightEncoding, quantize_graph
 from trtq.pipeline.rewrite.weights.choose import choose_weights, group_by_weight
 from trtq.pipeline.rewrite.weights.gram import quantize_by_gptq
 
@@ -38,3 +44,23 @@ def test_a_weight_that_is_not_finite_is_refused(model_of: Callable[..., ir.Model
     model = model_of(TEXT, opset=21, w=np.full((64, 64), np.inf, np.float32))
     with pytest.raises(ModelError, match="weight 'w' has 4096 values that are infinite"):
         quantize_by_gptq(model, group_by_weight(model, choose_weights(model, GPTQ)), batches(1.0), "float32")
+
+
+@pytest.mark.parametrize("method", ["gptq", "awq"])
+def test_workers_encode_the_same(graph_of: Callable[..., Graph], method: str) -> None:
+    rng = np.random.default_rng(0)
+    weights = {name: rng.standard_normal((64, 64)).astype(np.float32) for name in ("w", "v", "u")}
+    text = """g (float[N, 64] x) => (float[N, 64] y) <float third = {0.3}> {
+        a = MatMul (x, w) b = Mul (a, third) c = MatMul (b, v) d = Mul (c, s) y = MatMul (d, u) }"""
+    graph = graph_of(text, opset=21, s=np.exp(rng.standard_normal(64)).astype(np.float32), **weights)
+    feeds = [rng.standard_normal((5, 64)).astype(np.float32) for _ in range(3)]
+    data = replace(batches_of(feeds), reopen=partial(batches_of, feeds))
+    placement = choose_weights(graph.model, WeightScheme("int4", method, 32))
+    found = []
+    for workers in (None, Pickled()):
+        encoding = WeightEncoding(method, "tensorrt", data, workers)
+        model = quantize_graph(graph, placement, weights=encoding).model
+        found.append(ir.to_proto(model).SerializeToString(deterministic=True))
+    assert isinstance(workers, Pickled)
+    assert [len(part) for _, part in workers.done] == [2, 1]
+    assert found[0] == found[1]

@@ -1,0 +1,168 @@
+"""What the outputs of models say of each other: by feed, and of all in their order."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from numpy.typing import NDArray
+
+from trtq.calibrators.batches import Feed
+from trtq.errors import ModelError
+from trtq.pipeline.judge.change import BatchChange, OutputChange, measure_change
+from trtq.pipeline.judge.logits import (
+    LogitsMetrics,
+    SequenceMarks,
+    find_mask,
+    find_tokens,
+    measure_logits,
+)
+from trtq.pipeline.judge.metrics import BatchMarks, OutputMetrics, holds_probabilities, measure_batch
+from trtq.pipeline.judge.runs import Results, drop
+from trtq.pipeline.judge.score import Labels, ScoreMarks, Scores, measure_scores
+from trtq.pipeline.judge.steady import Mask
+from trtq.pipeline.judge.views import Key, OutputViews
+from trtq.records import LogitsComparison, OutputComparison
+
+_SCORES = ("logit", "score", "prob", "softmax", "class")
+"""In the names of outputs that hold scores of classes."""
+Pairs = Sequence[tuple[str, str]]
+"""Names of models: candidate, reference."""
+Place = tuple[str, str, Key]
+"""Whose outputs are measured: a candidate and its reference, or empty and one model alone, and which."""
+_EVERY = ("", "", ("", ""))
+Marks = BatchMarks | BatchChange | tuple[SequenceMarks, ...] | ScoreMarks
+"""What one feed says of a place."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """How outputs are looked at, which the first feeds tell.
+
+    Attributes:
+        steady: The values of the reference that hardly change.
+        holds_scores: Of each output, whether it holds scores of classes.
+        tokens: The input that holds the tokens of each output of logits.
+    """
+
+    steady: Mapping[Key, Mask] = field(default_factory=dict)
+    holds_scores: Mapping[str, bool] = field(default_factory=dict)
+    tokens: Mapping[str, str | None] = field(default_factory=dict)
+
+
+def find_rules(
+    pairs: Pairs, views: OutputViews, labels: Labels | None, feed: Feed, results: Results
+) -> Rules:
+    """Returns what the first feed tells, with the outputs of every reference."""
+    inputs = drop(feed.arrays, [labels.array] if labels is not None else [])
+    holds_scores: dict[str, bool] = {}
+    tokens: dict[str, str | None] = {}
+    for reference in dict.fromkeys(reference for _, reference in pairs):
+        seen = views.see(results[reference], inputs, feed.num_samples)
+        for output in results[reference]:
+            if output not in holds_scores:
+                holds_scores[output] = _holds_scores(output, results[reference], labels)
+                tokens[output] = find_tokens(output, seen[output, ""], inputs)
+    return Rules({}, holds_scores, tokens)
+
+
+def _holds_scores(output: str, outputs: Mapping[str, NDArray[Any]], labels: Labels | None) -> bool:
+    """Whether an output holds scores of classes, and no boxes or states: by labels, name or values."""
+    has_labels = labels is not None and labels.array is not None
+    if has_labels and (labels.output if labels and labels.output else [*outputs]) in (output, [output]):
+        return True
+    return any(word in output.lower() for word in _SCORES) or holds_probabilities(outputs[output])
+
+
+def measure_feed(
+    pairs: Pairs, views: OutputViews, labels: Labels | None, rules: Rules, feed: Feed, results: Results
+) -> Iterator[tuple[Place, Marks]]:
+    """Yields what one feed says; a `Tally` adds it up.
+
+    Raises:
+        ModelError: The outputs of two models differ in name or shape.
+        DataError, UsageError: The labels do not fit.
+    """
+    inputs = drop(feed.arrays, [labels.array] if labels is not None else [])
+    seen = {name: views.see(outputs, inputs, feed.num_samples) for name, outputs in results.items()}
+    for model in dict.fromkeys(name for pair in pairs for name in pair):
+        for key, values in seen[model].items():
+            yield ("", model, key), measure_change(values, feed.num_samples, rules.steady.get(key))
+    for candidate, reference in pairs:
+        for key in seen[reference]:
+            ours, theirs = _select_output(seen, candidate, reference, key)
+            output, part = key
+            is_scores = not part and rules.holds_scores[output]
+            place, steady = (candidate, reference, key), rules.steady.get(key)
+            yield place, measure_batch(ours, theirs, feed.num_samples, steady=steady, is_scores=is_scores)
+            if not part and (name := rules.tokens[output]) is not None:
+                yield place, measure_logits(ours, theirs, inputs[name], find_mask(inputs[name], inputs))
+    if labels is not None:
+        yield _EVERY, measure_scores(labels, results, feed)
+
+
+def _select_output(
+    seen: Mapping[str, Mapping[Key, NDArray[Any]]], candidate: str, reference: str, key: Key
+) -> tuple[NDArray[Any], NDArray[Any]]:
+    theirs, ours = seen[reference][key], seen[candidate].get(key)
+    if ours is None:
+        raise ModelError(
+            f"{candidate} has no output {key[0]!r} as {reference} has; "
+            f"its outputs are {', '.join(output for output, part in seen[candidate] if not part)}"
+        )
+    if ours.shape != theirs.shape:
+        raise ModelError(
+            f"output {key[0]!r} has shape {ours.shape} in {candidate} and {theirs.shape} in {reference}; "
+            f"shapes must be equal; if this one depends on the data, as behind NonMaxSuppression, cut the "
+            f"model before that"
+        )
+    return ours, theirs
+
+
+@dataclass(frozen=True, slots=True)
+class Tally:
+    """What all feeds say; they are added in their order, so that the sums are the same whoever measured."""
+
+    scores: Scores | None = None
+    changes: dict[tuple[str, Key], OutputChange] = field(default_factory=lambda: defaultdict(OutputChange))
+    metrics: dict[Place, OutputMetrics] = field(default_factory=lambda: defaultdict(OutputMetrics))
+    logits: dict[Place, LogitsMetrics] = field(default_factory=lambda: defaultdict(LogitsMetrics))
+
+    def add(self, marks: Iterable[tuple[Place, Marks]]) -> None:
+        """Takes in what the next feed says."""
+        for place, item in marks:
+            if isinstance(item, BatchChange):
+                self.changes[place[1:]].add(item)
+            elif isinstance(item, BatchMarks):
+                self.metrics[place].add(item)
+            elif isinstance(item, ScoreMarks):
+                assert self.scores is not None
+                self.scores.add(item)
+            else:
+                self.logits[place].add(item)
+
+    def compare_outputs(self, samples: Sequence[str]) -> tuple[OutputComparison, ...]:
+        """Returns the comparison of every output of every pair; the samples have these names."""
+        return tuple(
+            _name_samples(
+                item.result(
+                    candidate, reference, *key, self.changes[reference, key], self.changes[candidate, key]
+                ),
+                samples,
+            )
+            for (candidate, reference, key), item in self.metrics.items()
+        )
+
+    def compare_logits(self) -> tuple[LogitsComparison, ...]:
+        """Returns the comparison of every output of logits of every pair."""
+        return tuple(
+            item.result(candidate, reference, output)
+            for (candidate, reference, (output, _)), item in self.logits.items()
+        )
+
+
+def _name_samples(found: OutputComparison, names: Sequence[str]) -> OutputComparison:
+    """Returns a comparison whose worst samples have their names."""
+    return replace(found, worst=tuple(replace(item, name=names[item.sample]) for item in found.worst))
