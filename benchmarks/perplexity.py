@@ -1,4 +1,4 @@
-"""Perplexity of a small decoder by the format of its weights; language.py trains it.
+"""Perplexity of a small decoder by the format of its weights, and of its cache; language.py trains it.
 
     .venv/bin/python benchmarks/perplexity.py benchmarks/.work/language --output FILE.json
 
@@ -83,6 +83,9 @@ def measure(models: Path, place: Path) -> Iterator[tuple[str, dict[str, Any]]]:
             yield f"{name}{', lm_head too' if more else ''}", {**compare(plain, file, tokens), **sizes}
     file = quantize(cached, place / "cached.onnx", "int8")
     yield "int8 with a cache", compare(cached, file, tokens)
+    for form in ("int8", "fp8"):
+        file = hold_cache(cached, place / f"cache-{form}.onnx", form)
+        yield f"fp16 with a cache in {form}", compare(cached, file, tokens)
 
 
 def plan(model: Path, form: str, *options: str) -> int:
@@ -99,6 +102,23 @@ def quantize(model: Path, output: Path, *options: str) -> Path:
     cost = run([*trtq_command("quantize", model), "--weights", *options, *data, "--output", output], {}, 8e3)
     if cost.status != "done":
         sys.exit(f"{' '.join(options)}: {cost.words}")
+    return output
+
+
+def hold_cache(model: Path, output: Path, form: str) -> Path:
+    """Returns the file that `trtq quantize --kv-cache` writes, by the calibration data with empty caches."""
+    arrays, data = dict(np.load(model.parent / "calibration.npz")), output.with_suffix(".npz")
+    for item in load(model, min_opset=21).inputs:
+        if item.name not in arrays:
+            shape = (
+                len(arrays["input_ids"]),
+                *(0 if isinstance(dim, str) else dim for dim in item.shape[1:]),
+            )
+            arrays[item.name] = np.zeros(shape, item.dtype)
+    np.savez(data, **arrays)
+    command = [*trtq_command("quantize", model), "--kv-cache", form, "--calib-data", data, "--output", output]
+    if (cost := run(command, {}, 8e3)).status != "done":
+        sys.exit(f"{form}: {cost.words}")
     return output
 
 

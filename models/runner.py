@@ -86,6 +86,53 @@ def create_runner(session: PlainSession, name: str) -> Any:
     return _define_runner()(session, name)
 
 
+def create_converting_runner(
+    runner: Any,
+    inputs: Mapping[str, Callable[[NDArray[Any]], NDArray[Any]]],
+    outputs: Mapping[str, Callable[[NDArray[Any]], NDArray[Any]]],
+) -> Any:
+    """Returns a Polygraphy runner that makes some inputs of another one from FP32, and converts outputs."""
+    return _define_converting_runner()(runner, inputs, outputs)
+
+
+@cache
+def _define_converting_runner() -> Any:
+    base = lazy.require("polygraphy.backend.base", None, _WORK).BaseRunner
+    metadata = lazy.require("polygraphy.common", None, _WORK).TensorMetadata
+    dtypes = lazy.require("polygraphy.datatype", None, _WORK).DataType
+
+    class ConvertingRunner(base):  # type: ignore[misc, valid-type]  # Polygraphy has no types
+        """Runs another runner."""
+
+        def __init__(self, runner: Any, inputs: Mapping[str, Any], outputs: Mapping[str, Any]) -> None:
+            super().__init__(name=runner.name)
+            self._runner, self._inputs, self._outputs = runner, inputs, outputs
+
+        def activate_impl(self) -> None:
+            self._runner.activate()
+
+        def deactivate_impl(self) -> None:
+            self._runner.deactivate()
+
+        def get_input_metadata_impl(self) -> Any:
+            found = metadata()
+            for name, item in self._runner.get_input_metadata(use_numpy_dtypes=False).items():
+                found.add(name, dtypes.FLOAT32 if name in self._inputs else item.dtype, item.shape)
+            return found
+
+        def infer(self, feed_dict: Mapping[str, NDArray[Any]], check_inputs: bool = True) -> Any:
+            given = {name: _convert(self._inputs, name, array) for name, array in feed_dict.items()}
+            made = self._runner.infer(given, check_inputs)
+            self.inference_time = self._runner.last_inference_time()
+            return {name: _convert(self._outputs, name, array) for name, array in made.items()}
+
+    return ConvertingRunner
+
+
+def _convert(how: Mapping[str, Callable[[NDArray[Any]], NDArray[Any]]], name: str, array: Any) -> Any:
+    return how[name](array) if name in how else array
+
+
 @cache
 def _define_runner() -> Any:
     base = lazy.require("polygraphy.backend.base", None, _WORK).BaseRunner

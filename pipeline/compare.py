@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from trtq.calibrators.sources import ACCEPTED_DATA
 from trtq.errors import DataError
-from trtq.models.signature import require_same_inputs
+from trtq.models.signature import TensorSpec, require_same_inputs
 from trtq.models.spec import ModelSpec
 from trtq.pipeline.calibrate.data import find_spec, open_calibration_data, take_settings
 from trtq.pipeline.engine.target import Target
-from trtq.pipeline.graph.load import load
+from trtq.pipeline.graph.kv_cache import find_coded_caches
+from trtq.pipeline.graph.load import Graph, load
 from trtq.pipeline.graph.pictures import tell_of_pictures
-from trtq.pipeline.judge.compare import Comparison, compare_models
+from trtq.pipeline.judge.compare import Comparison, compare_models, read_coded_caches, take_floats
 from trtq.pipeline.judge.evaluate import find_labels, open_evaluation_data
 from trtq.pipeline.judge.generate import Generated, compare_generated, read_prompts
 from trtq.pipeline.judge.windows import compare_texts, slide
+from trtq.pipeline.load import LoadedEngine
 from trtq.pipeline.load import load as load_engine
 from trtq.progress import Watcher, choose_watcher
 from trtq.records import LogitsComparison
@@ -49,7 +54,8 @@ def compare(
     graph = load(Path(reference), min_opset=1)
     file = Path(candidate) if engine is None else engine.onnx
     if file is not None:
-        require_same_inputs(str(graph.path), graph.inputs, str(file), load(file, min_opset=1).inputs)
+        inputs = _show_floats(load(file, min_opset=1), graph.inputs)
+        require_same_inputs(str(graph.path), graph.inputs, str(file), inputs)
     calibration = None
     if spec.evaluation.data is None:
         if spec.calibration.data is None:
@@ -64,10 +70,24 @@ def compare(
     names = name_compared(Path(reference), Path(candidate))
     watcher.stage("Comparing", batches.num_samples)
     files = {names[0]: graph.path, **({names[1]: Path(candidate)} if engine is None else {})}
-    engines = () if engine is None else (engine.runner(names[1]),)
+    engines = () if engine is None else (_run_engine(engine, names[1], graph),)
     pair = (names[1], names[0])
     labels = find_labels(spec.evaluation, spec.accuracy.metric)
     return compare_models(files, [pair], batches, labels, watcher.advance, engines)
+
+
+def _show_floats(graph: Graph, wanted: Sequence[TensorSpec]) -> list[TensorSpec]:
+    """Returns the inputs of a model, of which caches of codes can be given as the reference wants them."""
+    coded = {item.past for item in find_coded_caches(graph.model)}
+    dtypes = {item.name: item.dtype for item in wanted if item.name in coded}
+    return [replace(item, dtype=dtypes.get(item.name, item.dtype)) for item in graph.inputs]
+
+
+def _run_engine(engine: LoadedEngine, name: str, reference: Graph) -> Any:
+    """Returns a runner that takes caches as the reference does."""
+    given = {item.past for item in find_coded_caches(reference.model)}
+    caches = read_coded_caches(engine.folder / engine.model)
+    return take_floats(engine.runner(name), [item for item in caches if item.past not in given])
 
 
 def compare_writing(

@@ -28,6 +28,7 @@ import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
+from cached_decoder import write_data, write_decoder
 from click.testing import CliRunner
 from kinds_of_models import save_kinds
 
@@ -140,6 +141,10 @@ def stock(tmp_path_factory: pytest.TempPathFactory, keys: Callable[[str], Path],
         np.savez(place / name, **few)
     write_other_formats(place, s3)
     save_kinds(place)
+    (place / "cached").mkdir()
+    write_decoder(place / "cached" / "model.onnx")
+    write_data(place / "cached" / "tokens.npz", 5)
+    np.save(place / "cached" / "text.npy", np.arange(48).reshape(2, 24))
     _, farm = (block for block in blocks(ROOT / "docs" / "build-all.md", "toml") if "[[build]]" in block)
     (place / "farm.toml").write_text(farm)
     for name in ("private", "public"):

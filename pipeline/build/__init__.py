@@ -20,7 +20,7 @@ from trtq.pipeline.build.found import revise
 from trtq.pipeline.build.job import Job
 from trtq.pipeline.build.keep import NO_KERNEL, add_other_formats, keep_layers
 from trtq.pipeline.build.methods import RangedJob, try_methods
-from trtq.pipeline.build.models import ModelFiles, report_job_weights, write_models
+from trtq.pipeline.build.models import ModelFiles, report_caches, report_job_weights, write_models
 from trtq.pipeline.build.ranges import JobRanges, find_ranges
 from trtq.pipeline.build.search import SearchResult, compare_written, search_layers
 from trtq.pipeline.build.share import measure_quantized_share
@@ -263,6 +263,7 @@ def _report(
         given=job.placement.given,
         quantized_macs=measure_quantized_share(job, work.models, work.engine.report),
         speed=speed,
+        kv_cache=report_caches(work.models.built),
     )
 
 

@@ -12,7 +12,7 @@ from trtq.models.spec import InputSpec
 from trtq.numbers import format_shape
 from trtq.pipeline.build.job import Job
 from trtq.pipeline.engine.profiles import list_profiles
-from trtq.pipeline.judge.compare import Comparison, compare_models
+from trtq.pipeline.judge.compare import Comparison, compare_models, read_coded_caches, take_floats
 from trtq.pipeline.judge.evaluate import filter_by_profiles, find_labels
 from trtq.pipeline.judge.score import Labels
 from trtq.progress import Log
@@ -72,7 +72,7 @@ def compare_job(
     if known is not None and engine is None and not left_out:
         return replace(known, doubts=(*known.doubts, *doubts))
     names = (*files, *(("engine",) if engine is not None else ()))
-    own = () if job.target.precision == "fp16" else (job.name,)
+    own = () if job.name == "fp16" else (job.name,)
     truth = next(name for name in files if name in REFERENCES)
     wanted = [(name, other) for name in ("engine", *own) for other in (truth, "fp16")] + [("fp16", truth)]
     pairs = [pair for pair in wanted if set(pair) <= set(names)]
@@ -111,13 +111,19 @@ def _find_profiles(job: Job, plan: EnginePlan | None) -> dict[str, InputSpec]:
 
 
 def _open_engine(job: Job, files: Mapping[str, Path], plan: EnginePlan | None) -> Any:
-    """Returns a runner of what was built, as it will run; None if it is not built yet or not run here."""
+    """Returns a runner of what was built, as it will run; None if it is not built yet or not run here.
+
+    It takes caches as numbers where these are held in codes.
+    """
     if plan is None:
         return None
-    if plan.path.exists():
-        return job.backend.runner(plan.path.read_bytes(), "engine")
     file = files.get(job.name)
-    return None if file is None else job.backend.model_runner(file, "engine")
+    caches = () if file is None or job.target.kv_cache is None else read_coded_caches(file)
+    if plan.path.exists():
+        runner = job.backend.runner(plan.path.read_bytes(), "engine")
+    else:
+        runner = None if file is None else job.backend.model_runner(file, "engine")
+    return runner and take_floats(runner, caches)
 
 
 def name_to_judge(job: Job, comparison: Comparison | None) -> str:

@@ -24,6 +24,7 @@ from trtq.pipeline.formats import FP32, INT8
 from trtq.pipeline.formats.codes import CodeFormat
 from trtq.pipeline.graph.closed import close_outputs
 from trtq.pipeline.graph.foreign_operators import explain_incomparable
+from trtq.pipeline.graph.kv_cache import place_caches
 from trtq.pipeline.graph.load import Graph
 from trtq.pipeline.graph.placement import Placement
 from trtq.pipeline.graph.quantized import find_quantized_layers, is_quantized, name_formats
@@ -156,7 +157,16 @@ def close_job(job: Job, placement: Placement) -> Placement:
 
 
 def place_job(job: Job, watcher: Watcher) -> Placement:
-    """Returns what is quantized; tells the watcher of patterns that match nothing."""
+    """Returns what is quantized; tells the watcher of patterns that match nothing.
+
+    Raises:
+        UsageError: A cache is to be held in codes, and the model has none.
+        ModelError: A cache does not grow by a Concat.
+    """
+    return place_caches(job.graph, job.target.kv_cache, _place_nodes(job, watcher))
+
+
+def _place_nodes(job: Job, watcher: Watcher) -> Placement:
     graph, spec, target = job.graph, job.spec, job.target
     placement = Placement()
     if target.form is not None:

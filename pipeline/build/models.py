@@ -14,8 +14,9 @@ from trtq.kept import KeptFp32
 from trtq.models.session import save
 from trtq.pipeline.build.job import Job
 from trtq.pipeline.deliver.names import FLOAT
-from trtq.pipeline.deliver.report import WeightsReport
+from trtq.pipeline.deliver.report import KvCacheReport, WeightsReport
 from trtq.pipeline.formats import FP16
+from trtq.pipeline.graph.kv_cache import find_coded_caches
 from trtq.pipeline.quantize.weights import find_runtime, report_weights
 from trtq.pipeline.rewrite.biases import quantize_biases
 from trtq.pipeline.rewrite.mixed import MixedModel, WeightEncoding, convert_floats, quantize_graph
@@ -72,7 +73,7 @@ def name_models(job: Job) -> tuple[str, ...]:
     own = f"model.{job.name}.onnx"
     if job.is_as_given:
         return (own,)
-    is_fp16 = job.target.precision == "fp16"
+    is_fp16 = job.target.name == "fp16"
     half = ("model.fp16.onnx",) if is_fp16 or _has_baseline(job) else ()
     if job.is_implicit or (is_fp16 and not job.strategy.is_typed):
         return (*half, FLOAT)
@@ -90,11 +91,11 @@ def _write_all(job: Job, ranges: Ranges | None, stage: Path) -> ModelFiles:
     baseline = convert_floats(job.graph.model, FP16, ranges, keep_fp32=job.spec.layers.keep_fp32)
     kept_fp32 = baseline.kept_fp32 if strategy.rest is FP16 else ()
     files = _find_reference(job)
-    if target.precision == "fp16" or _has_baseline(job):
+    if target.name == "fp16" or _has_baseline(job):
         files["fp16"] = _write(baseline.model, stage / "model.fp16.onnx")
-    if job.is_implicit or (target.precision == "fp16" and not strategy.is_typed):
+    if job.is_implicit or (target.name == "fp16" and not strategy.is_typed):
         return ModelFiles(files, _write(job.graph.model, stage / FLOAT), job.graph.model, kept_fp32)
-    if target.precision == "fp16":
+    if target.name == "fp16":
         return ModelFiles(files, files["fp16"], baseline.model, kept_fp32)
     candidate = _quantize(job, ranges, baseline)
     if job.backend.needs_coded_outputs:
@@ -108,7 +109,7 @@ def _write_all(job: Job, ranges: Ranges | None, stage: Path) -> ModelFiles:
 
 
 def _quantize(job: Job, ranges: Ranges | None, baseline: MixedModel) -> MixedModel:
-    """Returns the model with Q/DQ, with weights in few bits, or with both."""
+    """Returns the model with Q/DQ, weights in few bits, or caches of codes."""
     scheme = job.target.weights
     is_baseline = job.target.precision == "weights" and job.strategy.graph_float is FP16
     return quantize_graph(
@@ -125,6 +126,14 @@ def _quantize(job: Job, ranges: Ranges | None, baseline: MixedModel) -> MixedMod
         ),
         floats=baseline if is_baseline else None,
     )
+
+
+def report_caches(built: ir.Model) -> KvCacheReport | None:
+    """Returns what the report says of caches of codes; None if the model has none."""
+    found = find_coded_caches(built)
+    if not found:
+        return None
+    return KvCacheReport(found[0].form.name, {item.past: item.scale for item in found})
 
 
 def report_job_weights(job: Job) -> WeightsReport | None:

@@ -37,6 +37,7 @@ from trtq.pipeline.graph.pictures import tell_of_pictures
 from trtq.pipeline.graph.quantized import is_quantized
 from trtq.pipeline.graph.repair import repair_graph
 from trtq.pipeline.judge.evaluate import open_evaluation_data
+from trtq.pipeline.quantize.kv_cache import refuse_kv_cache
 from trtq.pipeline.quantize.weights import (
     refuse_nothing_in_products,
     refuse_older_gpus,
@@ -195,6 +196,7 @@ def _with_data(job: Job, watcher: Watcher, *, random_data: bool) -> Job:
 def _refuse_combinations(spec: ModelSpec, target: Target, strategy: Strategy, backend: Backend) -> None:
     """Refuses settings that this way of building does not have."""
     refuse_weights(target, backend, strategy)
+    refuse_kv_cache(target, backend, strategy, spec.accuracy)
     for name in dict.fromkeys((target.precision, *target.code_formats)):
         if reason := backend.lacks.get(name):
             raise UsageError(f"backend {backend.name} has no --{name}: {reason}")
@@ -242,6 +244,8 @@ def _take_given(job: Job, watcher: Watcher, *, has_data: bool) -> Job:
     Where nothing is left to quantize, or no data is there to do it with, it is built as it is.
     """
     path, target = job.graph.path, job.target
+    if target.kv_cache is not None:
+        raise UsageError(f"{path} is quantized already; --kv-cache needs the float model")
     if job.strategy.is_implicit:
         raise UsageError(
             f"{path} is quantized already, so TensorRT cannot quantize it implicitly; give the float "

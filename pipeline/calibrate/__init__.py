@@ -28,6 +28,7 @@ from trtq.pipeline.calibrate.data import (
 from trtq.pipeline.calibrate.improve import RangeSearch, improve_ranges
 from trtq.pipeline.engine.target import Target
 from trtq.pipeline.formats.codes import CodeFormat
+from trtq.pipeline.graph.kv_cache import place_caches
 from trtq.pipeline.graph.load import Graph, load, raise_opset
 from trtq.pipeline.graph.pictures import tell_of_pictures
 from trtq.pipeline.graph.placement import Placement
@@ -112,6 +113,7 @@ def open_calibration(
     create_method(spec.calibration)  # told now, not when the data is read
     graph, spec = load_to_quantize(Path(model), spec, target, watcher)
     placement = place_layers(graph, spec, target, watcher, attention=None)
+    placement = place_caches(graph, target.kv_cache, placement)
     batches = open_calibration_data(graph, spec, target, random_data=random_data)
     tell_of_pictures(graph.model, watcher, batches)
     check_against_file(graph, batches, watcher)
@@ -252,7 +254,7 @@ def list_placed_tensors(
             f"the statistics are of another file than {graph.path}: SHA-256 {found[:12]}, "
             f"not {graph.sha256[:12]}; calibrate again"
         )
-    placement = place_layers(graph, spec, target, watcher)
+    placement = place_caches(graph, target.kv_cache, place_layers(graph, spec, target, watcher))
     if missing := [name for name in placement.activations if name not in statistics.histograms]:
         raise ArtifactError(
             f"the statistics hold nothing of tensor {missing[0]!r}: they were made with other --skip or "

@@ -143,6 +143,20 @@ class WeightsReport:
 
 
 @dataclass(frozen=True, slots=True)
+class KvCacheReport:
+    """How the cache of a decoder is held in codes.
+
+    Attributes:
+        format: "int8" or "fp8".
+        scales: By the inputs that hold what came before; each holds for the output that continues it too. A
+            code times the scale is the number.
+    """
+
+    format: str
+    scales: Mapping[str, Measured]
+
+
+@dataclass(frozen=True, slots=True)
 class KeptByAuto:
     """A layer that `--auto` kept float.
 
@@ -233,6 +247,7 @@ class Report:
         quantized_macs: The share of the multiply-accumulates that the engine does on codes of 8 bits or
             fewer, 0 to 1; None if nothing tells. Those in the bodies of If, Loop and Scan are not counted.
         speed: What the speed gate says; None if it was not asked (`--min-speedup`).
+        kv_cache: The cache of a decoder, where it is held in codes (`--kv-cache`).
     """
 
     schema_version: int
@@ -265,6 +280,7 @@ class Report:
     given: tuple[KeptNode, ...] = ()
     quantized_macs: float | None = None
     speed: SpeedVerdict | None = None
+    kv_cache: KvCacheReport | None = None
 
     @property
     def failed_gates(self) -> str:
@@ -287,8 +303,8 @@ class Report:
 
     @property
     def is_quantized(self) -> bool:
-        """Whether layers are asked to run on codes; not FP16, nor weights alone."""
-        return self.precision != "fp16" and not self.precision.endswith("-weights")
+        """Whether layers are asked to run on codes; not FP16, nor weights or a cache alone."""
+        return self.precision != "fp16" and not self.precision.endswith(("-weights", "-cache"))
 
     @property
     def is_mostly_float(self) -> bool:

@@ -91,7 +91,7 @@ def choose_rest(target: Target, backend: Backend | None = None) -> FloatFormat:
         target: What is built.
         backend: What builds it; None: the one that the target names, which need not work here.
     """
-    if target.precision == "fp16":
+    if target.precision == "fp16" and target.kv_cache is None:
         return FP16
     if target.high_precision != "auto":
         return FLOATS[target.high_precision]

@@ -17,6 +17,7 @@ from trtq.pipeline.graph.placement import ATTENTION, DEFAULT_OP_TYPES, QUANTIZAB
 
 HighPrecision = Literal["auto", "fp16", "bf16", "fp32"]
 Quantization = Literal["auto", "explicit", "implicit"]
+KvCache = Literal["int8", "fp8"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +45,8 @@ class Target:
             quantized. Every layer starts in the fastest; if the gate fails, layers get more exact ones, as
             with --auto, which is --formats int8,fp16.
         requantize: For a model with Q/DQ: convert to symmetric INT8 what has no exact repair.
+        kv_cache: Hold the cache of a decoder in this format: its inputs and outputs become codes, with one
+            scale for each pair.
     """
 
     precision: Precision = "int8"
@@ -59,15 +62,19 @@ class Target:
     auto: bool = setting(False)
     formats: tuple[str, ...] = setting((), metavar="FORMATS")
     requantize: bool = setting(False)
+    kv_cache: KvCache | None = setting(None)
 
     def __post_init__(self) -> None:
+        choices: tuple[str | None, ...]
         for name, value, choices in (
             ("precision", self.precision, get_args(Precision)),
             ("high_precision", self.high_precision, get_args(HighPrecision)),
             ("quantization", self.quantization, get_args(Quantization)),
+            ("kv_cache", self.kv_cache, (None, *get_args(KvCache))),
         ):
             if value not in choices:
-                raise UsageError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
+                known_values = ", ".join(filter(None, choices))
+                raise UsageError(f"{name} must be one of {known_values}, got {value!r}")
         if self.formats:
             self._check_formats()
             fastest = choose_fastest(self.code_formats, self.compute_capabilities)
@@ -120,6 +127,8 @@ class Target:
         """What the model is called in files and reports: "int8", "fp8", "fp16", "int4-weights" ..."""
         if self.precision == "weights" and self.weights is not None:
             return f"{self.weights.format}-weights"
+        if self.precision == "fp16" and self.kv_cache is not None:
+            return f"{self.kv_cache}-cache"
         return self.precision if len(self.code_formats) < 2 else "quantized"
 
     @property
@@ -155,11 +164,13 @@ class Target:
     @property
     def needs_data(self) -> bool:
         """Whether a float model is quantized with the help of data."""
-        return self.form is not None or (self.weights is not None and self.weights.needs_data)
+        is_read = self.weights is not None and self.weights.needs_data
+        return self.form is not None or self.kv_cache is not None or is_read
 
     @property
     def min_opset(self) -> int:
         """The first opset that holds what is built."""
         layers = max((LAYER_FORMATS[name].first_opset for name in self.code_formats), default=13)
         weights = () if self.weights is None else self.weights.number_formats
-        return max([layers, *(form.min_opset for form in weights)])
+        cache = 13 if self.kv_cache is None else LAYER_FORMATS[self.kv_cache].first_opset
+        return max([layers, cache, *(form.min_opset for form in weights)])

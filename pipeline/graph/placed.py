@@ -76,6 +76,23 @@ def _describe(encoding: Encoding) -> tuple[object, ...]:
 
 
 @dataclass(frozen=True, slots=True)
+class HeldCache:
+    """A cache of a decoder that is held in codes; it grows by a Concat.
+
+    Attributes:
+        past: The input that holds what came before.
+        present: The output that continues it, the result of the Concat: the tensor that needs a range.
+        node: The name of the Concat.
+        form: What the cache is held in.
+    """
+
+    past: str
+    present: str
+    node: str
+    form: CodeFormat
+
+
+@dataclass(frozen=True, slots=True)
 class Placement:
     """For every node with weights, in graph order, what is done.
 
@@ -83,11 +100,13 @@ class Placement:
         quantized: How each node is quantized.
         kept: Why each other one is kept float.
         given: Those that come quantized, which nothing is done to, and what of each does.
+        caches: Those that are held in codes.
     """
 
     quantized: tuple[QuantizedNode, ...] = ()
     kept: tuple[KeptNode, ...] = ()
     given: tuple[KeptNode, ...] = ()
+    caches: tuple[HeldCache, ...] = ()
 
     @property
     def encodings(self) -> tuple[tuple[str, Encoding], ...]:
@@ -106,7 +125,7 @@ class Placement:
         for name, encoding in self.encodings:
             if encoding.needs_range and (name not in found or not encoding.format.clips):
                 found[name] = encoding.format
-        return found
+        return found | {cache.present: cache.form for cache in self.caches if cache.present not in found}
 
     @property
     def layers(self) -> tuple[QuantizedNode, ...]:
@@ -143,7 +162,8 @@ class Placement:
             weight.stored or isinstance(weight.granularity, PerToken | PerBlock) for weight in weights
         )
         held = (*(encoding for _, encoding in self.encodings), *weights)
-        return max(21 if has_axes else 13, 13, *(encoding.format.first_opset for encoding in held))
+        forms = (*(encoding.format for encoding in held), *(cache.form for cache in self.caches))
+        return max(21 if has_axes else 13, 13, *(form.first_opset for form in forms))
 
     def with_one_scale(self) -> Placement:
         """Returns the same decisions with one scale for each weight, instead of one an output channel.

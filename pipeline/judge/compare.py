@@ -13,9 +13,17 @@ from typing import Any
 from trtq.calibrators.batches import Batches, Feed
 from trtq.calibrators.cursor import FeedCursor
 from trtq.calibrators.observe import Progress
-from trtq.models.runner import MovableSession, PlainSession, can_move, create_runner
+from trtq.models.runner import (
+    MovableSession,
+    PlainSession,
+    can_move,
+    create_converting_runner,
+    create_runner,
+)
 from trtq.models.session import Session
 from trtq.pipeline.graph.carried import ModelFile
+from trtq.pipeline.graph.kv_cache import CodedCache, find_coded_caches
+from trtq.pipeline.graph.load import read_runnable
 from trtq.pipeline.judge.recall import RecallingSession
 from trtq.pipeline.judge.runs import Results, drop, open_compared, read_typed, run_feeds
 from trtq.pipeline.judge.score import Labels, Scores
@@ -91,8 +99,18 @@ def compare_models(
     files = {name: ModelFile(path) for name, path in models.items()}
     sessions = {name: MovableSession(partial(_open_session, file)) for name, file in files.items()}
     truth = _find_truth(pairs)
+    coded = {name: read_coded_caches(path) for name, path in models.items()}
+    given = {item.past for item in coded.get(truth, ())}  # whose data comes in codes
     work = _Work(
-        sessions, tuple(engines), tuple(pairs), truth, files.get(truth), labels, views, batches.origin
+        sessions,
+        {name: tuple(item for item in found if item.past not in given) for name, found in coded.items()},
+        tuple(engines),
+        tuple(pairs),
+        truth,
+        files.get(truth),
+        labels,
+        views,
+        batches.origin,
     )
     names = (*models, *(runner.name for runner in engines))
     tally = Tally(None if labels is None else Scores(labels, names))
@@ -118,6 +136,19 @@ def compare_models(
     )
 
 
+def read_coded_caches(path: Path) -> tuple[CodedCache, ...]:
+    """Returns the caches of codes of an ONNX file."""
+    return find_coded_caches(read_runnable(path)[0])
+
+
+def take_floats(runner: Any, caches: Sequence[CodedCache]) -> Any:
+    """Returns a runner whose caches of codes are given as numbers, and come as numbers."""
+    if not caches:
+        return runner
+    inputs = {item.past: item.encode for item in caches}
+    return create_converting_runner(runner, inputs, {item.present: item.decode for item in caches})
+
+
 def _open_session(file: ModelFile) -> Session:
     with file.open() as path:
         return open_compared(path)
@@ -135,6 +166,7 @@ class _Work:
 
     Attributes:
         sessions: Of the files, by the names of the models.
+        caches: Those that each holds in codes, while the data has numbers.
         engines: Further runners.
         pairs: Candidates and references.
         truth: The reference that is judged by nothing else; empty: there is none.
@@ -145,6 +177,7 @@ class _Work:
     """
 
     sessions: Mapping[str, MovableSession]
+    caches: Mapping[str, tuple[CodedCache, ...]]
     engines: tuple[Any, ...]
     pairs: Pairs
     truth: str
@@ -165,7 +198,12 @@ class _Work:
     @property
     def runners(self) -> list[Any]:
         """Of all models."""
-        return [*(create_runner(item, name) for name, item in self.sessions.items()), *self.engines]
+        return self.create_runners(self.sessions)
+
+    def create_runners(self, sessions: Mapping[str, PlainSession]) -> list[Any]:
+        """Returns runners of these sessions, and of the engines."""
+        created = {name: create_runner(session, name) for name, session in sessions.items()}
+        return [*(take_floats(item, self.caches[name]) for name, item in created.items()), *self.engines]
 
     def run(
         self, runners: Sequence[Any], feeds: Iterable[Feed]
@@ -205,7 +243,7 @@ def _run_here(work: _Work, batches: Batches) -> Iterator[_SeenFeed]:
     recalled = RecallingSession(sessions[work.truth]) if work.truth in sessions and is_stable else None
     if recalled is not None:
         sessions[work.truth] = recalled
-    runners = [*(create_runner(session, name) for name, session in sessions.items()), *work.engines]
+    runners = work.create_runners(sessions)
     steady: Mapping[Key, Mask] = {}
     if work.truth:
         with closing(work.run([item for item in runners if item.name == work.truth], batches)) as runs:

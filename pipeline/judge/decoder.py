@@ -20,6 +20,7 @@ Arrays = dict[str, NDArray[Any]]
 _WHOLE: Mapping[str, Any] = {"tensor(int64)": np.int64, "tensor(int32)": np.int32}
 _DTYPES: Mapping[str, Any] = {
     **_WHOLE, "tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(bool)": np.bool_,
+    "tensor(int8)": np.int8,
 }  # fmt: skip
 _TOKENS = re.compile(r"(^|[^a-z])ids?([^a-z]|$)|token", re.IGNORECASE)
 _ROLES: Mapping[Role, re.Pattern[str]] = {

@@ -337,7 +337,7 @@ def _notes(
         notes.append("inputs and outputs carry state from run to run; both are counted")
     if kv_cache not in (None, FP16.name):
         notes.append(
-            f"the state is counted in {kv_cache.upper()}, with one scale a tensor; no engine of trtq holds "
-            f"it so: their inputs and outputs are those of the model"
+            f"the state is counted in {kv_cache.upper()}, with one scale a tensor, as trtq build --kv-cache "
+            f"{kv_cache} holds a cache that grows by a Concat"
         )
     return (*notes, *(f"{node.name} is not seen: {node.reason}" for node in graph.unseen[:3]))

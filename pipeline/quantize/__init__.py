@@ -17,12 +17,17 @@ from trtq.pipeline.calibrate import load_to_quantize
 from trtq.pipeline.calibrate.data import (
     find_shapes,
     need_no_ranges,
+    observe_graph,
     open_calibration_data,
+    options_from_spec,
     place_layers,
+    warn_of_dead,
 )
+from trtq.pipeline.calibrate.improve import take_ranges
 from trtq.pipeline.engine.strategy import choose_rest
 from trtq.pipeline.engine.target import Target
 from trtq.pipeline.formats import INT8
+from trtq.pipeline.graph.kv_cache import place_caches
 from trtq.pipeline.graph.load import raise_opset
 from trtq.pipeline.graph.pictures import tell_of_pictures
 from trtq.pipeline.graph.placement import Placement
@@ -51,14 +56,14 @@ def quantize(
     target: Target | None = None,
     watcher: Watcher | None = None,
 ) -> Path:
-    """Returns the model that was written: with Q/DQ, with weights in few bits, or both.
+    """Returns the model that was written: with Q/DQ, weights in few bits, or caches of codes.
 
     A model whose weights lie in another file is quantized weight by weight.
 
     Args:
         model: The float ONNX file.
         ranges: Of `calibrate`; None for weights alone, and where no activation needs one: each row has its
-            own scale with `per-token` activations.
+            own scale with `per-token` activations. Caches get theirs from the data then.
         output: The file to write; the weights of a large model go to `<name>.data` beside it.
         spec: What is known of the model; None: read from beside it.
         target: Which types of nodes are quantized, and the precision of the rest: if that is "auto", FP32 for
@@ -73,11 +78,13 @@ def quantize(
     target = target or Target()
     graph, spec = load_to_quantize(Path(model), spec, target, watcher)
     rest = choose_rest(target)
-    needs_data = target.weights is not None and target.weights.needs_data
+    observes = target.kv_cache is not None and ranges is None
+    needs_data = observes or (target.weights is not None and target.weights.needs_data)
     batches = open_calibration_data(graph, spec, target, random_data=False) if needs_data else None
     tell_of_pictures(graph.model, watcher, batches)
     check_against_file(graph, batches, watcher, find_shapes(spec, target), most_bytes=_MOST_RUN)
-    placement, encoding = Placement(), WeightEncoding()
+    runtime = find_runtime(target.backend)
+    placement, encoding = Placement(), WeightEncoding(runtime=runtime)
     if ranges is not None:
         if ranges.model_sha256 != graph.sha256:
             watcher.warn(f"the ranges were calibrated for another file than {graph.path}")
@@ -99,10 +106,19 @@ def quantize(
         refuse_nothing_in_products(graph, spec, target, placement)
         if ranges is None:
             refuse_nothing_stored(graph, target, placement)
-        encoding = WeightEncoding(target.weights.method, find_runtime(target.backend), batches)
-    elif ranges is None:
+        encoding = WeightEncoding(target.weights.method, runtime, batches)
+    elif ranges is None and (target.kv_cache is None or placement.activations):
         needy = f"; {placement.activations[0]!r} needs one" if placement.activations else ""
         raise UsageError(f"there is nothing to quantize with: give ranges, or a weight format{needy}")
+    placement = place_caches(graph, target.kv_cache, placement)
+    if observes:
+        assert batches is not None
+        how = options_from_spec(spec.calibration)
+        tensors = {cache.present: cache.form for cache in placement.caches}
+        seen = observe_graph(graph, tuple(tensors), batches, how, watcher)
+        own = take_ranges(graph, tensors, seen, batches, spec, watcher).ranges
+        warn_of_dead(own, watcher)
+        ranges = own if ranges is None else replace(ranges, tensors=own.tensors, formats=own.formats)
     if (raised := raise_opset(graph, placement.min_opset)) is not graph:
         check_against_file(raised, batches, watcher, find_shapes(spec, target), most_bytes=_MOST_RUN)
         graph = raised

@@ -16,6 +16,7 @@ from trtq.pipeline.formats import BF16, FP16, FP32
 from trtq.pipeline.formats.floats import FloatFormat
 from trtq.pipeline.graph.load import Graph
 from trtq.pipeline.graph.placement import Placement
+from trtq.pipeline.rewrite.kv_cache import hold_caches
 from trtq.pipeline.rewrite.precision import to_bf16, to_fp16
 from trtq.pipeline.rewrite.qdq import quantize
 from trtq.pipeline.rewrite.weights.apply import Runtime, quantize_weights
@@ -39,7 +40,7 @@ class WeightEncoding:
 
     Attributes:
         method: One of their format's methods.
-        runtime: Who runs the result.
+        runtime: Who runs the result, caches of codes too.
         batches: The data, checked against the model; GPTQ and AWQ need it.
         workers: Who share what these do; None: this process.
     """
@@ -60,7 +61,7 @@ def quantize_graph(
     weights: WeightEncoding = WeightEncoding(),
     floats: MixedModel | None = None,
 ) -> MixedModel:
-    """Returns the model that a placement describes: with Q/DQ, with weights in few bits, or both.
+    """Returns the model that a placement describes: with Q/DQ, weights in few bits, or caches of codes.
 
     Args:
         graph: The float model; it is not changed.
@@ -84,11 +85,13 @@ def quantize_graph(
         )
         graph, placement, importance = replace(graph, model=found.model), found.placement, found.importance
         ranges, floats = ranges and found.rename_ranges(ranges), None
-    if floats is None or placement.encodings:
-        model = graph.model
+    if floats is None or placement.encodings or placement.caches:
+        model, dtype = graph.model, "float16" if rest is FP16 else "float32"
         if placement.encodings and ranges is not None:
-            dtype = "float16" if rest is FP16 else "float32"
             model = quantize(model, placement, ranges, scale_dtype=dtype)
+        if placement.caches and ranges is not None:
+            joins = weights.runtime != "onnxruntime"
+            model = hold_caches(model, placement.caches, ranges, scale_dtype=dtype, joins_codes=joins)
         floats = convert_floats(model, rest, ranges, keep_fp32=keep_fp32)
     chosen = group_by_weight(graph.model, placement)
     return _with_few_bits(floats, graph.model, chosen, weights, importance) if chosen else floats

@@ -196,7 +196,11 @@ def test_quantize_writes_weights_without_ranges(model: Path, tmp_path: Path) -> 
             ["--w4a8"],
             "W4A8 has activations of 8 bits; give --ranges of `trtq calibrate` with --w4a8",
         ),
-        ("quantize", [], "give --ranges of `trtq calibrate`, --weights, or --activations per-token"),
+        (
+            "quantize",
+            [],
+            "give --ranges of `trtq calibrate`, --weights, --activations per-token or --kv-cache",
+        ),
     ],
 )
 def test_options_that_do_not_go_together_are_refused(
@@ -227,7 +231,10 @@ def test_quantize_takes_the_data_that_a_method_needs(model: Path, tmp_path: Path
 def test_quantize_takes_no_data_that_nothing_reads(model: Path) -> None:
     result = trtq("quantize", model, "--weights", "int4", "--calib-data", model.parent / "data.npz")
     assert result.exit_code == 2
-    assert "--calib-data is for --weight-method gptq and awq; nothing else here reads data" in result.stderr
+    assert (
+        "--calib-data is for --weight-method gptq and awq, and for --kv-cache without --ranges; nothing"
+        in result.stderr
+    )
 
 
 def test_a_model_whose_weights_are_all_quantized_is_refused(model: Path, tmp_path: Path) -> None:

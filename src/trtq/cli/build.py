@@ -41,7 +41,7 @@ from trtq.pipeline.engine.target import Target
 @options.take_pictures()
 @options.take(QuantizationSpec)
 @options.take(LayerSpec)
-@options.take(Target, "op_types")
+@options.take(Target, "op_types", "kv_cache")
 @targets.high_precision_option
 @options.take(Target, "quantization")
 @targets.weight_options

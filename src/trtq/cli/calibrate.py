@@ -50,7 +50,7 @@ from trtq.pipeline.engine.target import Target
 @workers_options
 @options.take(QuantizationSpec)
 @options.take(LayerSpec, "skip", "force")
-@options.take(Target, "op_types")
+@options.take(Target, "op_types", "kv_cache")
 @targets.fp8_option
 @options.take_path("--statistics", text="Estimate the ranges from this statistics file; no data is read.")
 @options.take_path(

@@ -18,7 +18,7 @@ _GROUPS: Mapping[str, tuple[str, ...]] = {
     "Data": (
         "--calib-data", "--calib-samples", "--calib-batch-size", "--random-data", "--calib-device",
         "--calib-memory", "--data", "--samples", "--batch-size", "--shapes", "--batch", "--seq", "--past",
-        "--new", "--kv-cache", "--shard",
+        "--new", "--shard",
         "--checkpoint", "--checkpoint-seconds", "--statistics", "--save-statistics",
     ),
     "Pictures": (
@@ -30,7 +30,7 @@ _GROUPS: Mapping[str, tuple[str, ...]] = {
     "Precision": (
         "--int8", "--fp8", "--nvfp4", "--fp16", "--high-precision", "--weights", "--weight-method",
         "--block-size", "--w4a8", "--double-quant", "--quantize-sensitive", "--weights-for",
-        "--quantization",
+        "--kv-cache", "--quantization",
     ),
     "Layers": ("--skip", "--keep-fp32", "--force", "--op-types", "--auto", "--formats"),
     "Engine": (

@@ -30,7 +30,9 @@ WORDS = "trtq.words"
 
 
 def list_next(report: Report, *, advises: bool = True) -> list[str]:
-    """Returns up to three lines: the page, what helps most, and how to run what was built.
+    """Returns up to three lines: the page, what helps most, and how to run what was built on such data.
+
+    What takes a cache of codes does not run on the data that it was built with.
 
     Args:
         report: Of the build.
@@ -41,7 +43,7 @@ def list_next(report: Report, *, advises: bool = True) -> list[str]:
     advice = advise(report) if advises else None
     if advice is not None and (words := advice.command or _change_given(advice)):
         lines.append(f"try   {shlex.join(map(_shorten, words))}  # {advice.text}")
-    if report.verdict != "fail":
+    if report.verdict != "fail" and report.kv_cache is None:
         lines.append(f"run   {shlex.join(_list_run(report, folder))}")
     return lines
 

@@ -20,19 +20,21 @@ from trtq.pipeline.engine.backend import Precision
 from trtq.pipeline.engine.target import Target
 from trtq.pipeline.formats import FP8, NVFP4
 from trtq.pipeline.formats.codes import DATA_METHODS
+from trtq.pipeline.judge.compare import read_coded_caches
 from trtq.pipeline.quantize import quantize
 
 
 @click.command("quantize", cls=GroupedCommand)
 @options.model_argument
 @options.take_path(
-    "--ranges", text="The ranges file of `trtq calibrate`. --weights and --activations per-token need none."
+    "--ranges",
+    text="The ranges file of `trtq calibrate`. --weights, --activations per-token and --kv-cache need none.",
 )
 @options.take_output("The file to write.  [default: MODEL.int8.onnx, MODEL.fp8.onnx, ...]")
 @options.spec_option
 @options.take(QuantizationSpec, "weight_granularity", "activations")
 @options.take(LayerSpec)
-@options.take(Target, "op_types")
+@options.take(Target, "op_types", "kv_cache")
 @targets.fp8_option
 @targets.high_precision_option
 @targets.weight_options
@@ -50,7 +52,7 @@ def command(
     as_json: bool,
     quiet: bool,
 ) -> None:
-    """Write a model with Q/DQ from a float model and its ranges, or a model with weights of fewer bits.
+    """Write a model with Q/DQ from a float model and its ranges, or with weights or a cache of fewer bits.
 
     \b
       trtq quantize model.onnx --ranges ranges.json --output model.int8.onnx
@@ -58,18 +60,25 @@ def command(
       trtq quantize model.onnx --activations per-token
       trtq quantize model.onnx --weights int4
       trtq quantize model.onnx --weights int4 --weight-method awq --calib-data calib.npz
+      trtq quantize decoder.onnx --kv-cache int8 --calib-data calib.npz
     """
     spec = given.read_spec(model)
     is_alone = given.find(Formats, "weights")
     is_per_token = spec.quantization.activations == PER_TOKEN and not is_alone
     found = read_ranges(ranges) if ranges is not None else None
-    target = targets.read_target(given, precision="int8" if is_per_token else _find_precision(found))
-    if ranges is None and target.weights is None and not is_per_token:
-        raise UsageError("give --ranges of `trtq calibrate`, --weights, or --activations per-token")
-    reads_data = target.weights is not None and target.weights.needs_data
+    has_cache = bool(given.find(Target, "kv_cache"))
+    is_cache_alone = has_cache and found is None and not is_per_token and not is_alone
+    usual: Precision | None = "int8" if is_per_token else "fp16" if is_cache_alone else _find_precision(found)
+    target = targets.read_target(given, precision=usual)
+    if ranges is None and target.weights is None and not is_per_token and not has_cache:
+        raise UsageError(
+            "give --ranges of `trtq calibrate`, --weights, --activations per-token or --kv-cache"
+        )
+    reads_data = (has_cache and found is None) or (target.weights is not None and target.weights.needs_data)
     if not reads_data and given.find(CalibrationSpec, "data"):
         raise UsageError(
-            f"--calib-data is for --weight-method {' and '.join(DATA_METHODS)}; nothing else here reads data"
+            f"--calib-data is for --weight-method {' and '.join(DATA_METHODS)}, and for --kv-cache without "
+            f"--ranges; nothing else here reads data"
         )
     output = output or model.parent / f"{model.stem}.{target.name}.onnx"
     check_output(output, model, ranges, *spec.sources)
@@ -83,9 +92,15 @@ def command(
             watcher=watcher,
         )
     if as_json:
-        print_json({"path": str(written), "bytes": written.stat().st_size})
+        print_json({"path": str(written), "bytes": written.stat().st_size} | _list_scales(written, has_cache))
     elif not quiet:
         open_console().print(f"written to {written}  {format_bytes(written.stat().st_size)}", soft_wrap=True)
+
+
+def _list_scales(written: Path, has_cache: bool) -> dict[str, object]:
+    """Returns the scales of caches, by inputs, as the file holds them."""
+    caches = read_coded_caches(written) if has_cache else ()
+    return {"kv_cache": {item.past: item.scale for item in caches}} if caches else {}
 
 
 def _find_precision(ranges: Ranges | None) -> Precision | None:

@@ -75,6 +75,9 @@ def print_report(
     _print_engine(console, report)
     if report.weights is not None:
         _print_weights(console, report.weights, verbose)
+    if (held := report.kv_cache) is not None:
+        pairs = format_count(len(held.scales), "input")
+        console.print(f"the cache comes and goes as {held.format.upper()} codes ({pairs})")
     if report.calibration is not None:
         _print_calibration(console, report.calibration)
     if report.repairs is not None:
