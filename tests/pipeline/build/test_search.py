@@ -111,7 +111,8 @@ def test_the_layer_that_spoils_it_is_kept_and_the_patterns_reproduce_the_model(p
 
 
 def test_workers_choose_and_judge_the_same(poisoned: Path) -> None:
-    found, workers = [], Pickled()
+    found: list[tuple[object, ...]] = []
+    workers = Pickled()
     spec = replace(spec_for(poisoned), quantization=QuantizationSpec(effort="quick"))
     for item in (None, workers):
         output = poisoned.parent / f"{len(found)}.trtq"
