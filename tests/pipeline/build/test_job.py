@@ -12,8 +12,10 @@ import onnx
 import onnx.numpy_helper
 import onnx.parser
 import pytest
+from pickled_workers import Pickled
 from recording_watcher import RecordingWatcher
 
+import trtq
 from trtq.errors import DataError, MissingDependency, ModelError, UsageError
 from trtq.models.spec import (
     AccuracySpec,
@@ -369,3 +371,20 @@ def test_data_from_a_script_is_never_known_to_be_unchanged(model: Path) -> None:
     script.write_text("def feeds():\n    yield {}\n")
     spec = ModelSpec(calibration=CalibrationSpec(data=f"{script}:feeds"))
     assert not set(prepared(model, spec).keys.values()) & set(prepared(model, spec).keys.values())
+
+
+def test_workers_find_the_codes_of_weights(path_of: Callable[..., Path], tmp_path: Path) -> None:
+    rng, workers = np.random.default_rng(0), Pickled()
+    weight = rng.standard_normal((64, 64)).astype(np.float32)
+    model = path_of("g (float[N, 64] x) => (float[N, 64] y) { y = MatMul (x, w) }", opset=21, w=weight)
+    np.savez(tmp_path / "x.npz", x=rng.standard_normal((16, 64)).astype(np.float32))
+    report = trtq.build(
+        model,
+        weights="int4",
+        weight_method="gptq",
+        calib_data=str(tmp_path / "x.npz"),
+        backend="onnxruntime",
+        workers=workers,
+    )
+    assert report.weights is not None
+    assert (["x"], ["x"]) in workers.done

@@ -10,11 +10,19 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from pickled_workers import Pickled
 
 from trtq.errors import DataError, UsageError
 from trtq.files import hash_file
 from trtq.models.session import open_session, run
-from trtq.models.spec import AccuracySpec, CalibrationSpec, EvaluationSpec, LayerSpec, ModelSpec
+from trtq.models.spec import (
+    AccuracySpec,
+    CalibrationSpec,
+    EvaluationSpec,
+    LayerSpec,
+    ModelSpec,
+    QuantizationSpec,
+)
 from trtq.pipeline.build import build
 from trtq.pipeline.deliver.report import Report, read_report
 from trtq.pipeline.engine.target import Target
@@ -100,6 +108,21 @@ def test_the_layer_that_spoils_it_is_kept_and_the_patterns_reproduce_the_model(p
     assert read_report(Path(report.output) / "report.json").auto == report.auto
     layers = replace(spec.layers, skip=report.auto.skip)
     assert int8_of(build(poisoned, spec=replace(spec, layers=layers), target=PLAIN)) == int8_of(report)
+
+
+def test_workers_choose_and_judge_the_same(poisoned: Path) -> None:
+    found: list[tuple[object, ...]] = []
+    workers = Pickled()
+    spec = replace(spec_for(poisoned), quantization=QuantizationSpec(effort="quick"))
+    for item in (None, workers):
+        output = poisoned.parent / f"{len(found)}.trtq"
+        report = build(poisoned, spec=spec, target=AUTO, output=output, workers=item)
+        found.append((report.auto, report.comparison, report.verdict, report.reasons, int8_of(report)))
+    assert found[0] == found[1]
+    layers = [item for item in workers.done if isinstance(item, dict)]
+    assert [len(group) for group in layers] == [3]
+    feeds = [item for item in workers.done if item in (0, 1, 2, 3)]
+    assert len(feeds) > 20, "neither mixtures nor the models were compared by workers"
 
 
 def test_unchanged_work_is_used_again_and_another_gate_chooses_again(poisoned: Path) -> None:

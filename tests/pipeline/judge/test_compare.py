@@ -23,6 +23,7 @@ from trtq.calibrators.batches import Batches, Feed
 from trtq.errors import DataError, ModelError, UsageError
 from trtq.models.runner import create_runner
 from trtq.models.session import open_session
+from trtq.pipeline.engine.onnxruntime import OnnxRuntime
 from trtq.pipeline.judge.compare import Comparison, compare_models
 from trtq.pipeline.judge.runs import computes_in_float32, read_typed
 from trtq.pipeline.judge.score import Labels
@@ -414,6 +415,15 @@ def test_a_model_with_its_weights_in_another_file_is_compared_by_processes(
     feeds = [{"x": np.full((2, 4), value, np.float32)} for value in (1, 2, 3)]
     found = compare_models(models, _PAIR, _make(feeds), workers=Processes(1))
     assert repr(found) == repr(compare_models(models, _PAIR, _make(feeds)))
+
+
+def test_what_onnx_runtime_runs_as_an_engine_is_compared_by_workers(path_of: Callable[..., Path]) -> None:
+    path, workers = path_of(_LINEAR, w=_WEIGHT), Pickled()
+    engine, pairs = OnnxRuntime().model_runner(path, "engine"), [("engine", "fp32")]
+    data = _make([{"x": np.full((2, 4), value, np.float32)} for value in (1, 2)])
+    found = compare_models({"fp32": path}, pairs, data, engines=[engine], workers=workers)
+    assert repr(found) == repr(compare_models({"fp32": path}, pairs, data, engines=[engine]))
+    assert workers.done
 
 
 def test_data_of_this_process_alone_is_told(path_of: Callable[..., Path]) -> None:
