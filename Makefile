@@ -12,6 +12,9 @@ INPUTS ?= 10000
 KILLS ?= 60
 DOCS_VENV ?= .venv-docs
 
+# Tests start hundreds of processes, which would compile every module again where images set this.
+export PYTHONDONTWRITEBYTECODE :=
+
 .PHONY: demo test test-ray fuzz kill conformance lint docs docker-cpu clean bench-peers bench-calibration bench-accuracy
 
 demo: $(VENV)/.runtime
@@ -46,8 +49,7 @@ lint: $(VENV)/.dev
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
-# Python compiles what is imported, when it is: compiling all that is installed takes longer than it saves.
-PIP_INSTALL := $(BIN)/python -m pip install --quiet --no-compile
+PIP_INSTALL := $(BIN)/python -m pip install --quiet
 SOURCES := $(BIN)/python pyproject.toml setup.py calibrators/kernel.c
 
 $(VENV)/.runtime: $(SOURCES)
@@ -65,7 +67,7 @@ docs: $(DOCS_VENV)/.ready
 
 $(DOCS_VENV)/.ready: pyproject.toml
 	$(PYTHON) -m venv $(DOCS_VENV)
-	$(DOCS_VENV)/bin/python -m pip install --quiet --no-compile --editable ".[docs]"
+	$(DOCS_VENV)/bin/python -m pip install --quiet --editable ".[docs]"
 	touch $@
 
 # The image for machines without a GPU, and the demo in it; needs Docker, or root with buildah and debootstrap.
@@ -87,7 +89,7 @@ bench-accuracy: bench-peers
 
 $(BENCH)/%/.ready: benchmarks/peers/%.txt
 	$(PYTHON) -m venv $(@D)
-	$(@D)/bin/python -m pip install --quiet --no-compile --requirement $<
+	$(@D)/bin/python -m pip install --quiet --requirement $<
 	touch $@
 
 $(BENCH)/models/.ready: $(BENCH)/bench/.ready benchmarks/models.txt benchmarks/models.py benchmarks/media.py
