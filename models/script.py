@@ -9,8 +9,9 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from importlib.machinery import SourceFileLoader
 from pathlib import Path
-from types import ModuleType
+from types import CodeType, ModuleType
 from typing import Any
 
 from trtq.errors import DataError
@@ -32,6 +33,17 @@ _IMPORTED: dict[Path, set[str]] = {}
 """The modules that scripts have imported from their folder."""
 
 
+class _Uncached(SourceFileLoader):
+    """Compiles a script each time, and leaves nothing beside it.
+
+    Python takes what it has compiled before for a file of the same size that is edited in the same second.
+    """
+
+    def get_code(self, fullname: str) -> CodeType:
+        """Returns the code of the file as it is now."""
+        return self.source_to_code(self.get_data(self.path), self.path)
+
+
 def load_function(script: Path, function: str) -> Any:
     """Returns a function of a script, which is run for it.
 
@@ -42,6 +54,8 @@ def load_function(script: Path, function: str) -> Any:
     spec = importlib.util.spec_from_file_location(name, script)
     if not script.is_file() or spec is None or spec.loader is None:
         raise DataError(f"there is no script {script}")
+    if isinstance(spec.loader, SourceFileLoader):
+        spec.loader = _Uncached(name, str(script))
     folder = script.resolve().parent
     for old in _IMPORTED.pop(folder, set()):  # the files may have changed
         sys.modules.pop(old, None)
