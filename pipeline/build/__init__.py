@@ -285,10 +285,8 @@ def _judge(job: Job, comparison: Comparison | None) -> Verdict:
     verdict = judge(
         comparison, job.spec.accuracy, candidate=name, is_random=job.is_random, is_inexact=inexact
     )
-    if verdict.outcome == "pass" and job.target.precision == "weights" and not job.placement.weights_alone:
-        return Verdict(
-            "unverified", ("no weight is stored in fewer bits: what was compared is the float model",)
-        )
+    if verdict.outcome == "pass" and (nothing := _find_nothing_done(job)):
+        return Verdict("unverified", (f"{nothing}: what was compared is the float model",))
     if verdict.outcome != "pass" or not job.is_as_given or job.spec.evaluation.reference is not None:
         return verdict
     reason = (
@@ -296,3 +294,12 @@ def _judge(job: Job, comparison: Comparison | None) -> Verdict:
         "give the float model with --reference"
     )
     return Verdict("unverified", (reason,))
+
+
+def _find_nothing_done(job: Job) -> str:
+    """Returns what was asked for and is nowhere in what was built; empty if some of it is."""
+    if job.target.precision == "fp16" or job.is_as_given or job.placement.quantized or job.placement.caches:
+        return ""
+    return (
+        "no weight is stored in fewer bits" if job.target.precision == "weights" else "no layer is quantized"
+    )

@@ -40,9 +40,7 @@ def advise(report: Report) -> Advice | None:
         return _find_cause(report) or _advise_search(report)
     if report.verdict == "unverified":
         return _advise_proof(report)
-    if report.is_mostly_float:
-        return Advice("why layers stay float", command=("trtq", "inspect", report.model, "--placement"))
-    return None
+    return _explain_floats(report) if report.is_mostly_float else None
 
 
 def group_reasons(reasons: Sequence[str]) -> list[str]:
@@ -103,8 +101,14 @@ def _advise_proof(report: Report) -> Advice | None:
     told = " ".join(report.reasons)
     if "compared with itself" in told:
         return Advice("compares with the float model", ("--reference", "FLOAT.onnx"))
+    if "no layer is quantized" in told:
+        return _explain_floats(report)
     if report.calibration is not None and report.calibration.random:
         return None  # the reason says it, and an option more would contradict --random-data
     if report.evaluated_samples <= 1 and "cannot run" not in told:
         return Advice("samples to compare on", ("--eval-data", "DATA"))
     return None
+
+
+def _explain_floats(report: Report) -> Advice:
+    return Advice("why layers stay float", command=("trtq", "inspect", report.model, "--placement"))

@@ -285,7 +285,8 @@ def test_a_model_without_quantizable_layers_is_built_in_float(tmp_path: Path) ->
         ("product", "two-activations: TensorRT fuses attention in float; INT8 with Attention in --op-types")
     ]
     assert (report.engine.layers_quantized, report.engine.num_realized) == (0, 0)
-    assert (report.verdict, report.calibration) == ("pass", None)
+    assert (report.verdict, report.calibration) == ("unverified", None)
+    assert report.reasons == ("no layer is quantized: what was compared is the float model",)
     assert not (tmp_path / "m.trtq" / "calibration.cache").exists()
 
 

@@ -74,6 +74,10 @@ def test_what_eight_bits_do_not_take_is_dropped() -> None:
     [
         ({"auto": AutoReport("no choice holds")}, ("trtq", "sensitivity", "m.trtq")),
         ({"verdict": "pass", "quantized_macs": 0.1}, ("trtq", "inspect", "m.onnx", "--placement")),
+        (
+            {"verdict": "unverified", "reasons": ("no layer is quantized: ...",)},
+            ("trtq", "inspect", "m.onnx", "--placement"),
+        ),
         ({"reasons": (*COSINE, "the repairs that round anew may be the cause")}, ("trtq", "lint", "m.onnx")),
     ],
 )
