@@ -94,10 +94,6 @@ class BuildRequest:
     kept: Kept = field(default_factory=dict)
 
 
-"""Kinds of generated kernels: what they read may be codes, their arithmetic is not."""
-"""In the name of the generated kernel that does both products of an attention and the Softmax between."""
-
-
 @dataclass(frozen=True, slots=True)
 class BuiltEngine:
     """What a backend made.

@@ -11,7 +11,9 @@ from typing import Any
 CODES: Mapping[str, str] = {"Int8": "int8", "FP8": "fp8", "FP4E2M1": "nvfp4"}
 """The formats that kernels multiply, by the builder's word for the type of their codes."""
 _DEQUANTIZING = ("kgen", "shape_call", "runtime_fusion")
+"""Kinds of generated kernels: what they read may be codes, their arithmetic is not."""
 _FUSED_ATTENTION = "_gemm_mha"
+"""In the name of the generated kernel that does both products of an attention and the Softmax between."""
 _KERNEL = re.compile(
     r"Name: (?P<name>.*?), LayerType: (?P<kind>\w+), Inputs: \[(?P<inputs>.*?)\], "
     r"Constants: \[(?P<constants>.*)\], Outputs: \[(?P<outputs>.*?)\], TacticName: (?P<tactic>.*?), "

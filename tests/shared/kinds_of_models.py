@@ -63,36 +63,15 @@ decoder (int64[N,S] input_ids) => (float[N,S,256] logits) {
   y = Add(x, down)
   [lm_head] logits = MatMul(y, w_head)
 }"""
+_FEED_FORWARD: Shapes = {"w_up": (128, 256), "w_down": (256, 128)}
+_QKVO: Shapes = {f"w_{name}": (128, 128) for name in "qkvo"}
+_CONVOLUTIONS: Shapes = {"w1": (16, 3, 3, 3), "w2": (32, 16, 3, 3), "w3": (64, 32, 3, 3)}
 _TEXTS: dict[str, tuple[str, Shapes]] = {
-    "detector": (
-        _DETECTOR,
-        {
-            "w1": (16, 3, 3, 3),
-            "w2": (32, 16, 3, 3),
-            "w3": (64, 32, 3, 3),
-            "w_boxes": (4, 64, 1, 1),
-            "w_scores": (8, 64, 1, 1),
-        },
-    ),
-    "encoder": (
-        _ENCODER,
-        {
-            "words": (256, 128),
-            **{f"w_{name}": (128, 128) for name in "qkvo"},
-            "w_up": (128, 256),
-            "w_down": (256, 128),
-            "classifier": (128, 4),
-        },
-    ),
+    "detector": (_DETECTOR, {**_CONVOLUTIONS, "w_boxes": (4, 64, 1, 1), "w_scores": (8, 64, 1, 1)}),
+    "encoder": (_ENCODER, {"words": (256, 128), **_QKVO, **_FEED_FORWARD, "classifier": (128, 4)}),
     "decoder": (
         _DECODER,
-        {
-            "embed_tokens": (256, 128),
-            "w_gate": (128, 256),
-            "w_up": (128, 256),
-            "w_down": (256, 128),
-            "w_head": (128, 256),
-        },
+        {"embed_tokens": (256, 128), "w_gate": (128, 256), **_FEED_FORWARD, "w_head": (128, 256)},
     ),
 }
 _NUM_SAMPLES = 16
