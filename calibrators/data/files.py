@@ -245,5 +245,5 @@ def refuse_devices(files: Iterable[LocalFile]) -> None:
 
 def hash_files(files: Iterable[StoredFile]) -> str:
     """Returns a digest of the names and contents of files, as hex."""
-    lines = (f"{file.base}\0{file.hash()}\n".encode() for file in files)
+    lines = (f"{file.base}\0{file.hash()}\n".encode(errors="surrogateescape") for file in files)
     return hashlib.sha256(b"".join(lines)).hexdigest()

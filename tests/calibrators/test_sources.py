@@ -286,6 +286,13 @@ def test_the_digest_of_pictures_tells_their_preparation(tmp_path: Path) -> None:
     assert len(digests) == 3
 
 
+def test_a_name_that_is_no_utf_8_is_taken(tmp_path: Path) -> None:
+    _picture(tmp_path / "\udcff.png")
+    batches = open_batches(str(tmp_path), [PICTURE], 1)
+    assert [feed.names for feed in batches] == [("\udcff.png",)]
+    assert batches.digest
+
+
 # Anything else
 
 
