@@ -30,17 +30,15 @@ def stage_folder(target: Path) -> Iterator[Path]:
     Raises:
         ArtifactError: `target` is a file, a folder that trtq did not write, or its parent cannot be written.
     """
-    try:
+    with _refuse_unwritable(target):
         target = target.resolve()  # the folder that a link stands for, not the link
         _recover(target)
-        refuse_foreign(target)
+        _refuse_foreign(target)
         target.parent.mkdir(parents=True, exist_ok=True)
         stem = f"{_hidden(target)}{os.getpid()}."
         stage, lock = make_locked(
             lambda: target.parent / f"{stem}{secrets.token_hex(8)}.partial", lambda path: path.mkdir(0o755)
         )
-    except OSError as error:
-        raise ArtifactError(f"cannot write to {target.parent}: {error.strerror or error}") from error
     try:
         yield stage
         _publish(stage, target)
@@ -55,8 +53,21 @@ def refuse_foreign(target: Path) -> None:
     """Refuses to replace what trtq did not write, be it the folder or a file in it.
 
     Raises:
-        ArtifactError: It is there.
+        ArtifactError: It is there, or the folder cannot be.
     """
+    with _refuse_unwritable(target):
+        _refuse_foreign(target)
+
+
+@contextmanager
+def _refuse_unwritable(target: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise ArtifactError(f"cannot write to {target.parent}: {error.strerror or error}") from error
+
+
+def _refuse_foreign(target: Path) -> None:
     if target.is_dir() and any(target.iterdir()):
         if not (target / NAME).is_file():
             raise ArtifactError(

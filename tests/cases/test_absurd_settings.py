@@ -14,7 +14,7 @@ from trtq.errors import ArtifactError, UsageError
 from trtq.models.preprocess import Preprocess
 from trtq.models.spec import CalibrationSpec
 from trtq.models.toml import read_table
-from trtq.pipeline.deliver.folder import stage_folder
+from trtq.pipeline.deliver.folder import refuse_foreign, stage_folder
 
 
 def test_toml_is_not_nested_too_deeply(tmp_path: Path) -> None:
@@ -51,11 +51,11 @@ def test_whole_numbers_have_64_bits(key: str, value: object) -> None:
 
 
 def test_a_name_is_not_too_long(tmp_path: Path) -> None:
-    with (
-        pytest.raises(ArtifactError, match=r"cannot write to .*: File name too long"),
-        stage_folder(tmp_path / ("o" * 300)),
-    ):
+    folder, told = tmp_path / ("o" * 300), r"cannot write to .*: File name too long"
+    with pytest.raises(ArtifactError, match=told), stage_folder(folder):
         pass
+    with pytest.raises(ArtifactError, match=told):
+        refuse_foreign(folder)
 
 
 @pytest.mark.parametrize(
