@@ -21,6 +21,7 @@ from trtq.pipeline.build.models import name_models
 from trtq.pipeline.calibrate.data import need_no_ranges
 from trtq.pipeline.deliver.html.page import NAME as PAGE
 from trtq.pipeline.deliver.html.page_data import NAME as TENSORS
+from trtq.pipeline.deliver.html.thumbnails import can_draw
 from trtq.pipeline.deliver.manifest import NAME as MANIFEST
 from trtq.pipeline.deliver.names import CACHE, ENGINE, RANGES, REPORT
 from trtq.pipeline.deliver.notebook import table_to_html
@@ -183,6 +184,6 @@ def _name_files(job: Job) -> Iterator[str]:
     is_int8 = job.tensors and all(form is INT8 for form in job.tensors.values())
     if job.is_implicit or (job.calibrates and is_int8):
         yield CACHE
-    if job.placement.layers or (job.calibrates and job.tensors):
+    if job.placement.layers or (job.calibrates and job.tensors) or can_draw(job.evaluation):
         yield TENSORS
     yield from (REPORT, PAGE, MANIFEST)

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 from small_builds import files_of, spec_of
 
 from trtq.errors import ArtifactError, DataError, UsageError
 from trtq.files import copy_atomically
-from trtq.models.spec import AccuracySpec, InputSpec, ModelSpec
+from trtq.models.spec import AccuracySpec, EvaluationSpec, InputSpec, ModelSpec
 from trtq.pipeline.build import build
 from trtq.pipeline.build.dry import PlannedData, plan_build
 from trtq.pipeline.engine.profiles import GivenShapes
@@ -69,6 +70,16 @@ def test_a_plan_of_a_model_with_qdq_is_that_of_its_build(small: Path) -> None:
     assert {*plan.files} == files_of(build(given, target=target))
     assert (plan.high_precision, plan.calibration) == ("as it is", None)
     assert plan.kept["it comes quantized"] == 1
+
+
+def test_a_plan_names_the_file_that_pictures_are_drawn_in(small: Path) -> None:
+    for number in range(3):
+        Image.new("L", (8, 8), 50 * number).save(small.parent / f"{number}.png")
+    spec = ModelSpec(evaluation=EvaluationSpec(data=str(small.parent / "*.png")))
+    target = replace(CPU, precision="fp16")
+    plan = plan_build(small, spec=spec, target=target)
+    assert "tensors.json" in plan.files
+    assert {*plan.files} == files_of(build(small, spec=spec, target=target))
 
 
 def test_a_plan_says_what_decides(small: Path) -> None:
