@@ -78,7 +78,7 @@ def test_a_model_without_any_int8_kernel_is_warned_of(packed: Path) -> None:
     report = build(packed, spec=spec_of(packed, skip=("^embed$", "^out$")), target=RTX)
     assert report.engine.layers_quantized == 0
     assert "no layer of this model has an INT8 kernel here: nothing runs in INT8" in report.warnings
-    assert report.verdict == "pass"
+    assert report.verdict == "unverified"
 
 
 def test_a_layer_that_is_forced_stays(packed: Path) -> None:
