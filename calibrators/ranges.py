@@ -19,8 +19,8 @@ FP16_LEAST = 2.0**-17
 QMAX = 127
 """The largest INT8 code; the smallest is its negative, so that codes are symmetric."""
 _SCALE_OF_DEAD = 1.0
-_TOO_LARGE = 2.0**128
-"""FP32 holds less."""
+_TOO_LARGE = 2.0**128 - 2.0**103
+"""From here on FP32 has infinity."""
 
 
 @dataclass(frozen=True, slots=True)

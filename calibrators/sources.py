@@ -164,7 +164,8 @@ def _open_files(files: Sequence[StoredFile], name: str, request: _Request) -> Ba
     refuse_devices(file for file in files if isinstance(file, LocalFile))
     kinds = sorted({_find_kind(file) for file in files})
     if len(kinds) > 1:
-        raise DataError(f"{name} holds {' and '.join(filter(None, kinds))}; give files of one kind alone")
+        shown = " and ".join(kind or "other files" for kind in kinds)
+        raise DataError(f"{name} holds {shown}; give files of one kind alone")
     open_kind = _OPENERS.get(kinds[0])
     if open_kind is None:
         raise DataError(f"{name} is no kind of data that trtq reads; give {ACCEPTED_DATA}")

@@ -6,10 +6,18 @@ import hashlib
 import importlib.util
 import os
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Set
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from importlib.machinery import SourceFileLoader
+from importlib.machinery import (
+    BYTECODE_SUFFIXES,
+    EXTENSION_SUFFIXES,
+    SOURCE_SUFFIXES,
+    ExtensionFileLoader,
+    FileFinder,
+    SourceFileLoader,
+    SourcelessFileLoader,
+)
 from pathlib import Path
 from types import CodeType, ModuleType
 from typing import Any
@@ -29,12 +37,12 @@ _PLACES: dict[Path, _Place] = {}
 """Of each script, so that a later call finds what an earlier one has set."""
 
 
-_IMPORTED: dict[Path, set[str]] = {}
-"""The modules that scripts have imported from their folder."""
+_IMPORTED: dict[Path, dict[str, ModuleType]] = {}
+"""What scripts have imported from their folder, by name; packages are left to Python."""
 
 
 class _Uncached(SourceFileLoader):
-    """Compiles a script each time, and leaves nothing beside it.
+    """Compiles a script, or what it imports from its folder, each time, and leaves nothing beside it.
 
     Python takes what it has compiled before for a file of the same size that is edited in the same second.
     """
@@ -56,10 +64,8 @@ def load_function(script: Path, function: str) -> Any:
         raise DataError(f"there is no script {script}")
     if isinstance(spec.loader, SourceFileLoader):
         spec.loader = _Uncached(name, str(script))
-    folder = script.resolve().parent
-    for old in _IMPORTED.pop(folder, set()):  # the files may have changed
-        sys.modules.pop(old, None)
-    before = _list_modules(folder)
+    for folder in {script.parent.resolve(), script.resolve().parent}:  # it may be a link
+        _forget_imports(folder)
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # dataclasses look their module up there
     try:
@@ -67,18 +73,41 @@ def load_function(script: Path, function: str) -> Any:
             spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:
         raise DataError(f"{script} cannot be run: {type(error).__name__}: {error}") from error
-    finally:
-        _IMPORTED[folder] = _list_modules(folder) - before - {name}
     call = getattr(module, function, None)
     if not callable(call):
         raise DataError(f"{script} has no function {function!r}")
     return call
 
 
-def _list_modules(folder: Path) -> set[str]:
-    """Returns the names of the imported modules that are files of a folder."""
-    files = {name: getattr(module, "__file__", None) for name, module in list(sys.modules.items())}
-    return {name for name, file in files.items() if file and Path(file).parent == folder}
+def _forget_imports(folder: Path) -> None:
+    """Has what scripts import from a folder read again: the files may have changed."""
+    for name in _IMPORTED.pop(folder, {}):
+        sys.modules.pop(name, None)
+        package, _, base = name.rpartition(".")
+        if package in sys.modules:
+            vars(sys.modules[package]).pop(base, None)
+    sys.path_importer_cache[str(folder)] = FileFinder(
+        str(folder),
+        (ExtensionFileLoader, EXTENSION_SUFFIXES),
+        (_Uncached, SOURCE_SUFFIXES),
+        (SourcelessFileLoader, BYTECODE_SUFFIXES),
+    )
+
+
+def _take_imports(folder: Path) -> None:
+    """Gives a script what those of its folder have imported; what others have may be called alike."""
+    for other, modules in _IMPORTED.items():
+        for name in modules if other != folder else ():
+            sys.modules.pop(name, None)
+    sys.modules.update(_IMPORTED.get(folder, {}))
+
+
+def _note_imports(before: Set[str]) -> None:
+    """Notes what a script has imported from its folder, of the modules that were not there before."""
+    for name in sys.modules.keys() - before:
+        loader = getattr(getattr(sys.modules[name], "__spec__", None), "loader", None)
+        if isinstance(loader, _Uncached) and not loader.is_package(name):
+            _IMPORTED.setdefault(Path(loader.path).parent, {})[name] = sys.modules[name]
 
 
 def _make_packages(script: Path) -> str:
@@ -108,7 +137,8 @@ def run_in_place(script: Path) -> Iterator[None]:
     """
     folder, place = str(script.parent.resolve()), _PLACES.setdefault(script.resolve(), _Place())
     sys.path.insert(0, folder)
-    here, environment = _find_folder(), dict(os.environ)
+    _take_imports(Path(folder))
+    here, environment, modules = _find_folder(), dict(os.environ), set(sys.modules)
     _set_variables(place.changes)
     if place.folder is not None:
         with suppress(OSError):  # it is gone
@@ -116,6 +146,7 @@ def run_in_place(script: Path) -> Iterator[None]:
     try:
         yield
     finally:
+        _note_imports(modules)
         with suppress(ValueError):  # the script may have removed it itself
             sys.path.remove(folder)
         place.changes = _compare(environment, os.environ)

@@ -120,12 +120,13 @@ class LocalFolder:
         return str(self.path)
 
     def list(self, *, deep: bool = False) -> Sequence[LocalFile]:
-        """See `StoredFolder`; devices, pipes and sockets are among the files. Links to folders are followed.
+        """See `StoredFolder`; devices, pipes and sockets are among the files. Links are followed.
 
         Raises:
             DataError: A folder cannot be read.
         """
-        return [LocalFile(path) for path in sorted(_walk(self.path, frozenset(), deep=deep))]
+        found = sorted(_walk(self.path, frozenset(), deep=deep))
+        return [LocalFile(path) for path in _find_once(found).values()]
 
 
 def _walk(folder: Path, above: frozenset[Path], *, deep: bool) -> Iterator[Path]:
@@ -169,15 +170,16 @@ def find_local(source: str) -> LocalFile | LocalFolder | Listed | None:
 
 
 def _find_paths(pattern: str) -> Mapping[str, Path]:
-    """Returns the files that a pattern without braces names, by where they lie: links may lead to one again.
-
-    Links that lead nowhere are among them.
-    """
+    """Returns the files that a pattern without braces names, by where they lie."""
     found = sorted(glob(pattern, recursive=True)) or [pattern] * is_there(Path(pattern))  # noqa: PTH207 - of any root
+    return _find_once(path for path in map(Path, found) if not path.is_dir())
+
+
+def _find_once(paths: Iterable[Path]) -> Mapping[str, Path]:
+    """Returns files by where they lie, each once: links may lead to one again, or nowhere."""
     files: dict[str, Path] = {}
-    for name in found:
-        if not Path(name).is_dir():
-            files.setdefault(os.path.realpath(name), Path(name))
+    for path in paths:
+        files.setdefault(os.path.realpath(path), path)
     return files
 
 

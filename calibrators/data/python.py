@@ -16,6 +16,9 @@ from trtq.calibrators.data.samples import Wanted
 from trtq.errors import DataError, TrtqError
 from trtq.models.spec import Data, name_object
 
+_OF_PYTHON = ("builtins", "itertools")
+"""Where the kinds of iterators come from that never begin anew, such as generators."""
+
 
 def open_iterable(data: Data, wanted: Wanted) -> Batches:
     """Returns the feeds of an iterable, or of a function that returns one.
@@ -54,7 +57,10 @@ def open_iterable(data: Data, wanted: Wanted) -> Batches:
 
 
 class Passes:
-    """The passes over what code returns: each needs an iterator of its own, or begins where one has ended."""
+    """The passes over what code returns: each needs an iterator of its own, or one that begins anew.
+
+    That of a DataLoader with persistent workers does, each time that the DataLoader is asked for it.
+    """
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -64,10 +70,11 @@ class Passes:
         """Returns an iterator over the items.
 
         Raises:
-            DataError: It is that of the last pass.
+            DataError: It is that of the last pass, and goes on where that has ended.
         """
         iterator = iter(items)
-        if iterator is self._last():
+        goes_on = iterator is items or type(iterator).__module__ in _OF_PYTHON
+        if goes_on and iterator is self._last():
             raise DataError(
                 f"{self._name} returns the iterator of an earlier pass again; return a new one each time"
             )

@@ -14,8 +14,12 @@ from trtq.errors import DataError
 from trtq.files import refuse_damage
 
 VIDEO_SUFFIXES = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm")
-_EBML, _SEGMENT = b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67"
-"""The two elements of a Matroska file: what it is, and all that it holds."""
+_MATROSKA = (b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67")
+"""The two elements of a Matroska or WebM file: what it is, and all that it holds."""
+_BOXES = (b"ftyp", b"free", b"skip", b"wide", b"uuid", b"moov", b"mdat", b"styp", b"sidx", b"moof", b"mfra")
+"""What an MP4 or QuickTime file may hold."""
+_OPEN = 0xFFFFFFFF
+"""The length of an AVI file that was written as a stream."""
 
 
 def read_frames(video: StoredFile, taken: PictureInput) -> Iterator[Sample]:
@@ -28,7 +32,7 @@ def read_frames(video: StoredFile, taken: PictureInput) -> Iterator[Sample]:
     av = lazy.require("av", "video", "reading videos")
     broken = refuse_damage(DataError, f"{video.name} cannot be read as a video")
     with broken, video.open() as stream:
-        _refuse_cut_matroska(stream)
+        _refuse_cut(stream)
         with av.open(stream) as container:
             for index, frame in enumerate(_decode(container)):
                 if index % taken.steps.frame_step == 0:
@@ -49,26 +53,35 @@ def _decode(container: Any) -> Iterator[Any]:
         yield from frames
 
 
-def _refuse_cut_matroska(stream: IO[bytes]) -> None:
-    """Refuses a Matroska or WebM file that is shorter than it says, of which FFmpeg reads what there is.
+def _refuse_cut(stream: IO[bytes]) -> None:
+    """Refuses a file that is shorter than its container says, of which FFmpeg reads what there is.
 
     Raises:
         EOFError: It is.
     """
-    size = stream.seek(0, io.SEEK_END)
-    stream.seek(0)
-    if stream.read(len(_EBML)) == _EBML:
-        stream.seek(_read_size(stream) or 0, io.SEEK_CUR)
-        if stream.read(len(_SEGMENT)) == _SEGMENT and (length := _read_size(stream)) is not None:
-            wanted = stream.tell() + length
-            if wanted > size:
-                raise EOFError(f"it is cut short: {size} of {wanted} bytes")
+    size, end = stream.seek(0, io.SEEK_END), 0
+    while end < size:
+        stream.seek(end)
+        if (length := _read_length(stream.read(16))) is None:
+            break
+        end += length
+    if end > size:
+        raise EOFError(f"it is cut short: {size} of {end} bytes")
     stream.seek(0)
 
 
-def _read_size(stream: IO[bytes]) -> int | None:
-    """Returns the length of an element: its first 1 bit tells how many bytes say it; None: not known."""
-    first = stream.read(1)[0]
-    num_bytes = 9 - first.bit_length()
-    value = int.from_bytes(bytes([first]) + stream.read(num_bytes - 1), "big") & ((1 << 7 * num_bytes) - 1)
-    return None if value == (1 << 7 * num_bytes) - 1 else value
+def _read_length(head: bytes) -> int | None:
+    """Returns how long a part of a container is that begins so; None: not known."""
+    if head[:4] in _MATROSKA and len(head) > len(_MATROSKA[0]):
+        num_bytes = 9 - head[4].bit_length()  # the first 1 bit tells how many say it
+        unknown = (1 << 7 * num_bytes) - 1
+        value = int.from_bytes(head[4 : 4 + num_bytes], "big") & unknown
+        return None if value == unknown else 4 + num_bytes + value
+    if head[:4] == b"RIFF":
+        value = int.from_bytes(head[4:8], "little")
+        return None if value == _OPEN else 8 + value
+    if head[4:8] in _BOXES:
+        value = int.from_bytes(head[:4], "big")
+        value = int.from_bytes(head[8:16], "big") if value == 1 else value
+        return max(8, value) if value else None
+    return None

@@ -175,11 +175,13 @@ def test_a_folder_with_files_of_another_kind_is_told(tmp_path: Path, other: str)
         open_batches(str(tmp_path), [PICTURE], 4)
 
 
-def test_links_to_folders_are_followed_once(tmp_path: Path) -> None:
+def test_links_in_a_folder_are_followed_and_no_file_is_read_twice(tmp_path: Path) -> None:
     _picture(tmp_path / "elsewhere" / "b.png")
     _picture(tmp_path / "data" / "a.png")
     (tmp_path / "data" / "link").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "data" / "round").symlink_to(tmp_path / "data")
+    (tmp_path / "data" / "second").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "data" / "z.png").symlink_to(tmp_path / "data" / "a.png")
     (feed,) = open_batches(str(tmp_path / "data"), [PICTURE], 4)
     assert feed.names == ("a.png", "link/b.png")
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -99,6 +100,50 @@ def test_what_can_be_read_only_once_is_refused() -> None:
         r"a DataLoader, or a function that returns a new iterator$",
     ):
         open_batches((X for _ in range(2)), ONE, 4)
+
+
+class Again:
+    """An iterator that begins anew when it is asked for, as that of persistent workers does."""
+
+    def __init__(self) -> None:
+        self._left = 0
+
+    def begin(self) -> Again:
+        self._left = 2
+        return self
+
+    def __iter__(self) -> Again:
+        return self
+
+    def __next__(self) -> Any:
+        if not self._left:
+            raise StopIteration
+        self._left -= 1
+        return X[: 1 + self._left]
+
+
+@dataclass
+class Iterated:
+    """What may be iterated, and asks `start` for the iterator."""
+
+    start: Callable[[], Iterator[Any]]
+
+    def __iter__(self) -> Iterator[Any]:
+        return self.start()
+
+
+def test_an_iterator_that_begins_anew_is_read_again() -> None:
+    batches = open_batches(Iterated(Again().begin), ONE, 4)
+    next(iter(batches))
+    assert sizes_of(batches) == sizes_of(batches) == [2, 1]
+
+
+@pytest.mark.parametrize("items", [iter([X, X]), (X for _ in range(2))], ids=["list", "generator"])
+def test_what_holds_an_iterator_that_was_used_is_told(items: Iterator[Any]) -> None:
+    batches = open_batches(Iterated(lambda: items), ONE, 4)
+    next(iter(batches))
+    with pytest.raises(DataError, match=r"^Iterated in Python returns the iterator of an earlier pass again"):
+        list(batches)
 
 
 @pytest.mark.parametrize("items", [iter([X, X]), (X for _ in range(2))], ids=["list", "generator"])

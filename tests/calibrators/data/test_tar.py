@@ -347,6 +347,9 @@ def test_files_of_several_kinds_are_told(tmp_path: Path) -> None:
         read(tmp_path / "*")
     with pytest.raises(DataError, match=r" holds feeds and tar archives; give files of one kind alone$"):
         read(tmp_path)
+    (tmp_path / "README").touch()
+    with pytest.raises(DataError, match=r"/\[aR\]\* holds other files and tar archives; give files of"):
+        read(tmp_path / "[aR]*")
 
 
 def test_the_digest_tells_content_batch_size_and_preparation(tmp_path: Path) -> None:

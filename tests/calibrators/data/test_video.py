@@ -83,30 +83,44 @@ def test_what_is_no_video_is_told(tmp_path: Path) -> None:
         list(read(tmp_path / "a.mp4", 1))
 
 
-def test_a_video_that_is_cut_short_is_told(tmp_path: Path) -> None:
-    with av.open(str(tmp_path / "a.mp4"), "w", options={"movflags": "faststart"}) as container:
+def write(path: Path, **options: str) -> Path:
+    """Writes a video of ten noisy frames."""
+    with av.open(str(path), "w", options=options) as container:
         stream = container.add_stream("mpeg4", rate=10)
         stream.width = stream.height = 16
         for _ in range(10):
             container.mux(stream.encode(av.VideoFrame.from_image(Image.effect_noise((16, 16), 99))))
         container.mux(stream.encode())
-    assert sum(sizes_of(read(tmp_path / "a.mp4", 1))) == 10
-    content = (tmp_path / "a.mp4").read_bytes()
-    (tmp_path / "a.mp4").write_bytes(content[: len(content) * 9 // 10])
-    with pytest.raises(
-        DataError, match=r"a.mp4 cannot be read as a video: a part of it is damaged, or it is cut"
-    ):
-        list(read(tmp_path / "a.mp4", 1))
+    return path
 
 
-def test_a_matroska_file_that_is_cut_short_is_told(video: Path) -> None:
-    content = video.read_bytes()
-    video.write_bytes(content[:-100])
-    words = (
-        rf"a.mkv cannot be read as a video: it is cut short: {len(content) - 100} of {len(content)} bytes$"
-    )
+@pytest.mark.parametrize(
+    ("name", "flags"), [("a.mp4", "faststart"), ("b.mp4", "empty_moov"), ("a.avi", ""), ("a.mkv", "")]
+)
+def test_a_video_that_is_cut_short_is_told(tmp_path: Path, name: str, flags: str) -> None:
+    path = write(tmp_path / name, **({"movflags": flags} if flags else {}))
+    assert sum(sizes_of(read(path, 1))) == 10
+    content = path.read_bytes()
+    path.write_bytes(content[:-1])
+    words = rf"{name} cannot be read as a video: it is cut short: {len(content) - 1} of {len(content)} bytes$"
     with pytest.raises(DataError, match=words):
-        list(read(video, 1))
+        list(read(path, 1))
+
+
+@pytest.mark.parametrize("name", ["a.mp4", "a.avi", "a.mkv"])
+def test_what_stands_behind_a_video_is_passed_over(tmp_path: Path, name: str) -> None:
+    path = write(tmp_path / name)
+    path.write_bytes(path.read_bytes() + b"\xff" * 20)
+    assert sum(sizes_of(read(path, 1))) == 10
+
+
+def test_a_video_that_is_damaged_is_told(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.mp4")
+    content = path.read_bytes()
+    middle = content.index(b"mdat") + 600
+    path.write_bytes(content[:middle] + b"\xff" * 100 + content[middle + 100 :])
+    with pytest.raises(DataError, match=r"a.mp4 cannot be read as a video: a part of it is damaged, or it i"):
+        list(read(path, 1))
 
 
 def test_a_video_for_another_kind_of_model_is_refused(video: Path) -> None:
