@@ -65,13 +65,16 @@ class Reader:
             return self._explain_end()
         return answer
 
-    def close(self) -> None:
-        """Ends the process."""
+    def close(self) -> int | None:
+        """Ends the process, and returns its exit status; negative: the signal that killed it."""
+        status = None
         if self._connection is not None and self._process is not None:
             self._connection.close()
             self._process.join()
+            status = self._process.exitcode
         self._process = self._connection = None
         self._num_calls = 0
+        return status
 
     def _start(self) -> None:
         context = multiprocessing.get_context("spawn")
@@ -81,10 +84,9 @@ class Reader:
         theirs.close()
 
     def _explain_end(self) -> Answer:
-        assert self._process is not None
-        self.close()
-        assert self._process is None
-        return Answer("fault", "it ended", self._log.read_text(errors="replace")[-2000:])
+        status = self.close()
+        how = f"took over {SECONDS} s" if status == -signal.SIGALRM else f"ended with status {status}"
+        return Answer("fault", f"it {how}", self._log.read_text(errors="replace")[-2000:])
 
 
 def _serve(connection: Connection, log: Path) -> None:
