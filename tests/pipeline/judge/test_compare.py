@@ -153,6 +153,15 @@ def test_an_output_that_the_candidate_lacks_is_named(path_of: Callable[..., Path
         compare_models(models, _PAIR, batches_of([{"x": np.ones(2, np.float32)}]))
 
 
+def test_an_output_of_any_size_that_the_candidate_lacks_is_named_too(path_of: Callable[..., Path]) -> None:
+    models = {
+        "fp32": path_of("g (float[N] x) => (float[N] y, int64[1, K] z) { y = Neg (x) z = NonZero (x) }"),
+        "int8": path_of("g (float[N] x) => (float[N] y) { y = Neg (x) }"),
+    }
+    with pytest.raises(ModelError, match=r"^int8 has no output 'z' as fp32 has; its outputs are y$"):
+        compare_models(models, _PAIR, batches_of([{"x": np.ones(2, np.float32)}]))
+
+
 def test_an_output_of_another_shape_is_named(path_of: Callable[..., Path]) -> None:
     models = {
         "fp32": path_of("g (float[2, 3] x) => (float[A, B] y) { y = Neg (x) }"),
