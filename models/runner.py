@@ -95,11 +95,16 @@ def create_converting_runner(
     return _define_converting_runner()(runner, inputs, outputs)
 
 
-@cache
-def _define_converting_runner() -> Any:
+def _require_polygraphy() -> tuple[Any, Any, Any]:
+    """Returns the class of all runners, and what their inputs are told with: a dict and the dtypes."""
     base = lazy.require("polygraphy.backend.base", None, _WORK).BaseRunner
     metadata = lazy.require("polygraphy.common", None, _WORK).TensorMetadata
-    dtypes = lazy.require("polygraphy.datatype", None, _WORK).DataType
+    return base, metadata, lazy.require("polygraphy.datatype", None, _WORK).DataType
+
+
+@cache
+def _define_converting_runner() -> Any:
+    base, metadata, dtypes = _require_polygraphy()
 
     class ConvertingRunner(base):  # type: ignore[misc, valid-type]  # Polygraphy has no types
         """Runs another runner."""
@@ -135,9 +140,7 @@ def _convert(how: Mapping[str, Callable[[NDArray[Any]], NDArray[Any]]], name: st
 
 @cache
 def _define_runner() -> Any:
-    base = lazy.require("polygraphy.backend.base", None, _WORK).BaseRunner
-    metadata = lazy.require("polygraphy.common", None, _WORK).TensorMetadata
-    dtypes = lazy.require("polygraphy.datatype", None, _WORK).DataType
+    base, metadata, dtypes = _require_polygraphy()
 
     class SessionRunner(base):  # type: ignore[misc, valid-type]  # Polygraphy has no types
         """Runs one session."""

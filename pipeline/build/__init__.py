@@ -280,7 +280,7 @@ def _judge(job: Job, comparison: Comparison | None) -> Verdict:
         return Verdict(
             "unverified", (f"{job.unrunnable}, which ONNX Runtime cannot run: nothing was compared",)
         )
-    name = name_to_judge(job, comparison)
+    name = name_to_judge(job.name, comparison)
     inexact = job.graph.is_inexact
     verdict = judge(
         comparison, job.spec.accuracy, candidate=name, is_random=job.is_random, is_inexact=inexact

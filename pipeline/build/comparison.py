@@ -126,7 +126,7 @@ def _open_engine(job: Job, files: Mapping[str, Path], plan: EnginePlan | None) -
     return runner and take_floats(runner, caches)
 
 
-def name_to_judge(job: Job, comparison: Comparison | None) -> str:
-    """Returns which of the compared models is judged: the engine itself where it could be run."""
-    ran = comparison is not None and any(item.candidate == "engine" for item in comparison.outputs)
-    return "engine" if ran else job.name
+def name_to_judge(model: str, comparison: Comparison | None) -> str:
+    """Returns which of the compared models is judged: the engine where it was run, else its model."""
+    ran = comparison is not None and any(candidate == "engine" for candidate, _ in comparison.pairs)
+    return "engine" if ran else model

@@ -28,7 +28,16 @@ from trtq.pipeline.judge.recall import RecallingSession
 from trtq.pipeline.judge.runs import Results, drop, open_compared, read_typed, run_feeds
 from trtq.pipeline.judge.score import Labels, Scores
 from trtq.pipeline.judge.steady import Mask, OutputSpread, find_steady, measure_spreads
-from trtq.pipeline.judge.tally import Marks, Pairs, Place, Rules, Tally, find_rules, measure_feed
+from trtq.pipeline.judge.tally import (
+    Marks,
+    Pairs,
+    Place,
+    Rules,
+    Tally,
+    UnevenOutput,
+    find_rules,
+    measure_feed,
+)
 from trtq.pipeline.judge.views import Key, OutputViews, create_views
 from trtq.pipeline.judge.widen import has_bf16, without_bf16
 from trtq.records import LogitsComparison, OutputComparison
@@ -40,7 +49,7 @@ class Comparison:
     """Models against each other.
 
     Attributes:
-        outputs: Every output of every pair.
+        outputs: Every output of every pair, but those that are uneven.
         accuracy: What the metric says of each model, 0 to 1; empty without labels.
         num_samples: How many samples were compared.
         data: The data, as a person reads it.
@@ -49,6 +58,7 @@ class Comparison:
         top5: The share of answers among the best five; empty unless the metric is "top-1" of over 10 classes.
         doubts: Why what was measured proves nothing, if so.
         scored: The outputs that the metric looks at.
+        uneven: The outputs that were not compared, since their sizes differ.
     """
 
     outputs: tuple[OutputComparison, ...] = ()
@@ -60,6 +70,14 @@ class Comparison:
     top5: Mapping[str, float] = field(default_factory=dict)
     doubts: tuple[str, ...] = ()
     scored: tuple[str, ...] = ()
+    uneven: tuple[UnevenOutput, ...] = ()
+
+    @property
+    def pairs(self) -> list[tuple[str, str]]:
+        """Each candidate and reference whose outputs were seen."""
+        seen = [(item.candidate, item.reference) for item in self.outputs]
+        seen += [(item.candidate, item.reference) for item in self.uneven]
+        return [*dict.fromkeys(seen)]
 
 
 def compare_models(
@@ -131,8 +149,9 @@ def compare_models(
         tally.compare_logits(),
         labels.metric if labels is not None else "top-1",
         scores.top5() if scores is not None else {},
-        tally.doubts(),
+        scores.doubts() if scores is not None else (),
         scores.outputs if scores is not None else (),
+        tally.list_uneven(),
     )
 
 

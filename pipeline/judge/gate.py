@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from trtq.models.spec import AccuracySpec
+from trtq.numbers import format_count
 from trtq.pipeline.judge.compare import Comparison
 from trtq.pipeline.judge.score import format_score, name_metric
 from trtq.records import LOW_FACTOR, REFERENCES, OutputComparison
@@ -47,9 +48,8 @@ class Check:
 def judge_pair(comparison: Comparison, gate: AccuracySpec) -> Verdict:
     """Returns the verdict on a comparison of one candidate with one reference."""
     reasons = _cosine_reasons(comparison.outputs, gate)
-    if comparison.accuracy and comparison.outputs:
-        first = comparison.outputs[0]
-        reasons += _drop_reasons(comparison, first.candidate, first.reference, gate)
+    for candidate, reference in comparison.pairs:
+        reasons += _drop_reasons(comparison, candidate, reference, gate)
     return _decide(comparison, comparison.outputs, reasons)
 
 
@@ -57,8 +57,22 @@ def _decide(comparison: Comparison, judged: Sequence[OutputComparison], reasons:
     """Returns "fail" with the reasons, if any; "pass" only if what holds is evidence."""
     if reasons:
         return Verdict("fail", tuple(reasons))
-    doubts = (*comparison.doubts, *_doubt(comparison, judged))
+    doubts = (*comparison.doubts, *_doubt_uneven(comparison), *_doubt(comparison, judged))
     return Verdict("unverified", doubts) if doubts else Verdict("pass")
+
+
+def _doubt_uneven(comparison: Comparison) -> list[str]:
+    """Returns why nothing is known of outputs whose sizes differ, unless the metric looks at them."""
+    reasons: dict[str, str] = {}
+    for item in comparison.uneven:
+        if item.output not in comparison.scored:
+            words = (
+                f"output {item.output!r} of {item.candidate} has another size than that of {item.reference} "
+                f"in {format_count(item.num_samples, 'sample')}, since it depends on values, so it was not "
+                f"compared; give a metric of your own that reads it, or a model that ends before that"
+            )
+            reasons.setdefault(item.output, words)
+    return list(reasons.values())
 
 
 def _doubt(comparison: Comparison, judged: Sequence[OutputComparison]) -> list[str]:
@@ -127,8 +141,9 @@ def judge(
         return Verdict("unverified", ("the data was random, so its accuracy means nothing",))
     ours = [item for item in comparison.outputs if item.candidate == candidate]
     if not ours and candidate not in comparison.accuracy:
-        doubts = comparison.doubts or (f"{candidate} was not run, so nothing is known of its accuracy",)
-        return Verdict("unverified", doubts)
+        doubts = (*comparison.doubts, *_doubt_uneven(comparison))
+        unknown = f"{candidate} was not run, so nothing is known of its accuracy"
+        return Verdict("unverified", doubts or (unknown,))
     bad_fp16 = _list_bad_fp16(comparison, gate)
     reasons = _cosine_reasons(_list_judged(comparison, candidate, gate), gate)
     for truth in REFERENCES:
@@ -146,12 +161,11 @@ def list_checks(comparison: Comparison, gate: AccuracySpec, candidate: str | Non
         gate: What is wanted.
         candidate: What is judged, as for `judge`; None: the one of a pair, as for `judge_pair`.
     """
-    pair = comparison.outputs[:1]
     judged = comparison.outputs if candidate is None else _list_judged(comparison, candidate, gate)
+    pairs = comparison.pairs if candidate is None else [(candidate, truth) for truth in REFERENCES]
     checks = [_check_output(item, gate) for item in judged]
-    name = candidate or next((item.candidate for item in pair), "")
-    for truth in (item.reference for item in pair) if candidate is None else REFERENCES:
-        checks += _check_metric(comparison, name, truth, gate)
+    for pair in pairs:
+        checks += _check_metric(comparison, *pair, gate)
     return checks
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import UserDict, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -72,7 +72,7 @@ class ScoreMarks:
     """What one feed says of the answers of every model.
 
     Attributes:
-        chosen: The outputs that are scored.
+        chosen: The outputs that are scored; none where a function of the user's own chooses.
         hits: How many answers are right, by metric and model.
         count: How many answers there are.
         num_classes: From which each is chosen.
@@ -94,13 +94,12 @@ def measure_scores(labels: Labels, results: Mapping[str, Outputs], feed: Feed) -
     Raises:
         DataError, UsageError: The labels do not fit.
     """
-    names = tuple(next(iter(results.values()), {}))
     if labels.is_own:
         kept = {  # ONNX Runtime may return views of the inputs
             model: {name: np.array(array) for name, array in outputs.items()}
             for model, outputs in results.items()
         }
-        return ScoreMarks(names, outputs=kept, labels=_select_own_labels(feed, labels.array))
+        return ScoreMarks((), outputs=kept, labels=_select_own_labels(feed, labels.array))
     hits: dict[str, dict[str, int]] = {name: {} for name in METRICS}
     num_classes = 0
     for model, outputs in results.items():
@@ -111,7 +110,8 @@ def measure_scores(labels: Labels, results: Mapping[str, Outputs], feed: Feed) -
         hits["top-5"][model] = int(is_right.sum())
         num_classes = scores.shape[1]
     count = feed.arrays[str(labels.array)].shape[0]
-    return ScoreMarks((labels.output,) if labels.output else names, hits, count, num_classes)
+    chosen = (labels.output,) if labels.output else tuple(next(iter(results.values()), {}))
+    return ScoreMarks(chosen, hits, count, num_classes)
 
 
 class Scores:
@@ -148,8 +148,8 @@ class Scores:
 
     @property
     def outputs(self) -> tuple[str, ...]:
-        """The outputs that are scored: a metric of the user's own may look at all."""
-        return tuple(self._outputs)
+        """The outputs that are scored; to be asked after `result`, since it is what a function reads."""
+        return tuple(self._outputs if self._own is None else sorted(self._own.read))
 
     def result(self) -> dict[str, float]:
         """Returns what the metric says of each model; DataError if it gives no number from 0 to 1."""
@@ -176,11 +176,6 @@ class Scores:
                 f"more the better they are, and the labels must belong to the data",
             )
         return found
-
-    @property
-    def is_own(self) -> bool:
-        """Whether the metric is a function of the user's, which sees all outputs."""
-        return self._own is not None
 
     def doubts(self) -> tuple[str, ...]:
         """Returns why the scores prove nothing, if so; to be asked after `result`."""
@@ -246,6 +241,19 @@ def _select_own_labels(feed: Feed, array: str | None) -> NDArray[Any] | None:
     return labels
 
 
+class _Watched(UserDict[str, NDArray[Any]]):
+    """Outputs that note which of them are read."""
+
+    def __init__(self, outputs: Outputs) -> None:
+        super().__init__(outputs)
+        self.read: set[str] = set()
+
+    def __getitem__(self, name: str) -> NDArray[Any]:
+        found = super().__getitem__(name)
+        self.read.add(name)
+        return found
+
+
 @dataclass(slots=True)
 class _OwnMetric:
     """A function of the user's, and what it will be called with."""
@@ -256,6 +264,8 @@ class _OwnMetric:
     array: str | None
     outputs: dict[str, dict[str, list[NDArray[Any]]]] = field(default_factory=dict)
     labels: list[NDArray[Any]] = field(default_factory=list)
+    read: set[str] = field(default_factory=set)
+    """The outputs that the function has read."""
     is_blind: bool = False
     """After `result`: whether the function says the same of every model, and of nonsense."""
     nonsense: float = 0.0
@@ -299,13 +309,15 @@ class _OwnMetric:
             return None
 
     def _call(self, outputs: Outputs, labels: NDArray[Any] | None, model: str) -> float:
+        given = _Watched(outputs)
         try:
             with run_in_place(self.script):
-                answer = self.function(dict(outputs), labels)
+                answer = self.function(given, labels)
         except (Exception, SystemExit) as error:
             raise DataError(
                 f"the metric {self.metric} failed on the outputs of {model}: {type(error).__name__}: {error}"
             ) from error
+        self.read |= given.read
         value, returned = np.asarray(answer), f"the metric {self.metric} returned"
         if value.ndim or value.dtype.kind not in "fiu":
             raise DataError(f"{returned} {_describe(answer)} for {model}; it must return a number")

@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 
 from trtq.calibrators.batches import Feed
 from trtq.errors import ModelError
-from trtq.numbers import format_count
 from trtq.pipeline.judge.change import BatchChange, OutputChange, measure_change
 from trtq.pipeline.judge.logits import (
     LogitsMetrics,
@@ -33,6 +32,8 @@ Pairs = Sequence[tuple[str, str]]
 """Names of models: candidate, reference."""
 Place = tuple[str, str, Key]
 """Whose outputs are measured: a candidate and its reference, or empty and one model alone, and which."""
+_Seen = Mapping[str, Mapping[Key, NDArray[Any]]]
+"""The views of the outputs of each model."""
 _EVERY = ("", "", ("", ""))
 
 
@@ -40,6 +41,23 @@ _EVERY = ("", "", ("", ""))
 class Uneven:
     """The outputs of one feed have several sizes, since these depend on values."""
 
+    num_samples: int
+
+
+@dataclass(frozen=True, slots=True)
+class UnevenOutput:
+    """An output that was not compared, since its size depends on values, and differs.
+
+    Attributes:
+        candidate: The model that is judged.
+        reference: The model that it is judged by.
+        output: The output's name.
+        num_samples: In how many samples the sizes differ.
+    """
+
+    candidate: str
+    reference: str
+    output: str
     num_samples: int
 
 
@@ -104,7 +122,7 @@ def measure_feed(
         for key in seen[reference]:
             output, part = key
             place = (candidate, reference, key)
-            if output in views.open_sizes and _differ(seen[candidate].get(key), seen[reference][key]):
+            if output in views.open_sizes and _is_uneven(seen, candidate, reference, key):
                 yield place, Uneven(feed.num_samples)
                 continue
             ours, theirs = _select_output(seen, candidate, reference, key)
@@ -117,12 +135,15 @@ def measure_feed(
         yield _EVERY, measure_scores(labels, results, feed)
 
 
-def _differ(ours: NDArray[Any] | None, theirs: NDArray[Any]) -> bool:
-    return ours is None or (ours.ndim == theirs.ndim and ours.shape != theirs.shape)
+def _is_uneven(seen: _Seen, candidate: str, reference: str, key: Key) -> bool:
+    ours, theirs = seen[candidate].get(key), seen[reference][key]
+    if ours is None:
+        return key[1] != ""  # parts are found in outputs of the right size alone
+    return ours.ndim == theirs.ndim and ours.shape != theirs.shape
 
 
 def _select_output(
-    seen: Mapping[str, Mapping[Key, NDArray[Any]]], candidate: str, reference: str, key: Key
+    seen: _Seen, candidate: str, reference: str, key: Key
 ) -> tuple[NDArray[Any], NDArray[Any]]:
     theirs, ours = seen[reference][key], seen[candidate].get(key)
     if ours is None:
@@ -187,18 +208,13 @@ class Tally:
             if (candidate, reference, (output, part)) not in self.uneven
         )
 
-    def doubts(self) -> tuple[str, ...]:
-        """Returns why nothing is known of an output, if so, and what the scores prove nothing for."""
-        found = dict[str, str]()
-        is_own = self.scores is not None and self.scores.is_own
-        for (candidate, reference, (output, _)), count in self.uneven.items() if not is_own else ():
-            words = (
-                f"output {output!r} of {candidate} has another size than that of {reference} in "
-                f"{format_count(count, 'sample')}, since it depends on values, so it was not compared; give "
-                f"a metric of your own, or a model that ends before that"
-            )
-            found.setdefault(output, words)
-        return (*(self.scores.doubts() if self.scores is not None else ()), *found.values())
+    def list_uneven(self) -> tuple[UnevenOutput, ...]:
+        """Returns the outputs that were left out of each pair."""
+        return tuple(
+            UnevenOutput(candidate, reference, output, count)
+            for (candidate, reference, (output, part)), count in self.uneven.items()
+            if not part
+        )
 
 
 def _name_samples(found: OutputComparison, names: Sequence[str]) -> OutputComparison:

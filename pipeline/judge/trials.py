@@ -248,8 +248,13 @@ def _mark(found: Iterable[NDArray[Any]], wanted: Sequence[NDArray[Any]], num_sam
 def _measure_powers(
     ours: NDArray[Any], theirs: NDArray[Any], num_samples: int
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Returns the power of the signal and of the noise of each sample, or of all where they lie otherwise."""
+    """Returns the power of the signal and of the noise of each sample, or of all where they lie otherwise.
+
+    All is lost where sizes depend on values, and differ: what stands in one place is of other objects.
+    """
     parts = len(split_by_sample(theirs, num_samples))
+    if ours.shape != theirs.shape:
+        ours = np.zeros_like(theirs)
     wanted, ours = theirs.reshape(parts, -1), ours.reshape(parts, -1)
     if wanted.dtype.itemsize < _FLOAT32_BYTES:
         wanted, ours = wanted.astype(np.float32), ours.astype(np.float32)

@@ -72,6 +72,17 @@ def test_a_metric_of_the_users_own_decides(
     assert report.verdict == verdict
 
 
+def test_a_metric_that_does_not_read_the_boxes_says_nothing_of_them(
+    detector: Callable[[str], Path], tmp_path: Path
+) -> None:
+    (tmp_path / "metric.py").write_text(
+        "def score(outputs, labels=None):\n    return 1.0 if outputs['raw'].any() else 0\n"
+    )
+    report = build(detector(", float[N, 16] raw"), metric=f"{tmp_path / 'metric.py'}:score")
+    assert report.verdict == "unverified"
+    assert report.reasons[0].startswith("output 'boxes' of engine has another size than that of fp32 in ")
+
+
 def test_compare_says_that_nothing_was_compared(detector: Callable[[str], Path], tmp_path: Path) -> None:
     model = detector("")
     build(model, output=tmp_path / "built.trtq")

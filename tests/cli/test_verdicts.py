@@ -49,6 +49,13 @@ def test_a_cosine_that_proves_nothing_is_unverified(report: Report, outcome: str
     assert last.outcome == report.verdict
 
 
+def test_the_metric_of_the_engine_is_shown_where_none_of_its_outputs_could_be_compared() -> None:
+    report = replace(built("pass", ()), accuracy={"fp32": 0.9, "int8": 0.1, "engine": 0.9})
+    *_, metric, _ = list_build_cases(report, GATE)
+    assert metric.outcome == "pass"
+    assert metric.text.startswith("90.00% beside 90.00%")
+
+
 def test_the_title_of_a_pass_tells_if_most_of_the_work_is_float() -> None:
     for share, title in ((0.9, "### PASS: "), (0.1, "### PASS, MOSTLY FLOAT: "), (None, "### PASS: ")):
         report = replace(built("pass", ()), quantized_macs=share)

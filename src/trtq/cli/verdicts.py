@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
 def list_build_cases(report: Report, gate: AccuracySpec) -> list[Case]:
     """Returns a case for each output and reference, the metric and the speed of a build, and the verdict."""
-    judged = report.comparison[0].candidate if report.comparison else report.precision
+    ran = {*report.accuracy, *(item.candidate for item in report.comparison)}
+    judged = "engine" if "engine" in ran else report.precision
     seen = Comparison(report.comparison, report.accuracy, metric=report.metric)
     cases = _list_cases(list_checks(seen, gate, judged), _find_accuracy_verdict(report))
     cases += list_speed_cases([report.speed] if report.speed is not None else [])

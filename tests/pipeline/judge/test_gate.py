@@ -9,7 +9,8 @@ import pytest
 
 from trtq.models.spec import AccuracySpec
 from trtq.pipeline.judge.compare import Comparison
-from trtq.pipeline.judge.gate import Verdict, judge, judge_pair
+from trtq.pipeline.judge.gate import Verdict, judge, judge_pair, list_checks
+from trtq.pipeline.judge.tally import UnevenOutput
 from trtq.records import OutputComparison, WorstSample, cosine_of_noise
 
 _GATE = AccuracySpec(min_cosine=0.99, max_drop=1.0)
@@ -179,6 +180,29 @@ def test_a_pair_of_any_names_is_judged() -> None:
 def test_a_pair_without_labels_is_judged_by_its_outputs() -> None:
     assert judge_pair(_comparison(_pair("b", "a", 0.999)), _GATE).outcome == "pass"
     assert judge_pair(_comparison(_pair("b", "a", math.nan)), _GATE).outcome == "fail"
+
+
+def test_a_metric_decides_where_the_output_that_it_reads_has_other_sizes() -> None:
+    uneven = UnevenOutput("int8", "fp32", "boxes", 7)
+    for score, outcome in ((0.9, "pass"), (0.2, "fail")):
+        accuracy = {"fp32": 0.9, "int8": score}
+        found = Comparison((), accuracy, 100, metric="own.py:map", scored=("boxes",), uneven=(uneven,))
+        assert judge_pair(found, _GATE).outcome == outcome
+        assert judge(found, _GATE, candidate="int8").outcome == outcome
+        assert [check.outcome for check in list_checks(found, _GATE)] == [outcome]
+
+
+def test_a_metric_does_not_vouch_for_other_sizes_of_what_it_does_not_read() -> None:
+    uneven = UnevenOutput("int8", "fp32", "boxes", 7)
+    found = replace(_comparison(_pair("int8", "fp32", 0.999), fp32=0.9, int8=0.9), scored=("y",))
+    assert judge(found, _GATE, candidate="int8").outcome == "pass"
+    told = (
+        "output 'boxes' of int8 has another size than that of fp32 in 7 samples, since it depends on values, "
+        "so it was not compared; give a metric of your own that reads it, or a model that ends before that",
+    )
+    for item in (replace(found, uneven=(uneven,)), replace(found, outputs=(), uneven=(uneven,))):
+        assert judge(item, _GATE, candidate="int8") == Verdict("unverified", told)
+        assert judge_pair(item, _GATE) == Verdict("unverified", told)
 
 
 def test_fp16_is_not_blamed_where_int8_is_much_worse() -> None:

@@ -83,6 +83,27 @@ def test_an_own_metric_may_do_without_labels_and_import_what_lies_beside_it(
 
 
 @pytest.mark.parametrize(
+    ("body", "read"),
+    [
+        ("return float(outputs['y'].any())", ("y",)),
+        ("return float(outputs.get('z').any())", ("z",)),
+        ("return float('y' in outputs and 'z' in list(outputs))", ()),
+        ("return float(all(item.any() for item in outputs.values()))", ("y", "z")),
+        ("return float({**outputs}['z'].any())", ("y", "z")),
+    ],
+)
+def test_an_own_metric_scores_the_outputs_that_it_reads(
+    metric: Write, body: str, read: tuple[str, ...]
+) -> None:
+    labels = Labels(None, None, metric(body))
+    scores = Scores(labels, ("fp32",))
+    results = {"fp32": {"y": _SCORES, "z": _SCORES}}
+    scores.add(measure_scores(labels, results, Feed({"x": np.zeros((3, 2))}, "a feed", 3)))
+    assert scores.result() == {"fp32": 1.0}
+    assert scores.outputs == read
+
+
+@pytest.mark.parametrize(
     ("body", "message"),
     [
         ("return 1 / 0", r"own\.py:f failed on the outputs of fp32: ZeroDivisionError: division by zero"),

@@ -74,6 +74,13 @@ def test_exact_wrong_and_silent_outputs_have_finite_scores(graph: Graph) -> None
     assert wrong.samples[0] == pytest.approx(0, abs=0.1)
 
 
+def test_all_is_lost_where_the_size_of_an_output_differs() -> None:
+    wanted = np.array([[3.0, 4.0], [0.0, 2.0]], np.float32)
+    for size in (1, 3):
+        powers, lost = _measure_powers(np.ones((size, 2), np.float32), wanted, 2)
+        assert (powers.tolist(), lost.tolist()) == ([25.0, 4.0], [25.0, 4.0])
+
+
 def _scores(*samples: float, whole: float | None = None) -> SampleScores:
     return SampleScores(np.array(samples), np.array([np.mean(samples) if whole is None else whole]))
 
