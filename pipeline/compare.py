@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from trtq.calibrators.sources import ACCEPTED_DATA
 from trtq.errors import DataError
@@ -16,11 +15,10 @@ from trtq.pipeline.engine.target import Target
 from trtq.pipeline.graph.kv_cache import find_coded_caches
 from trtq.pipeline.graph.load import Graph, load
 from trtq.pipeline.graph.pictures import tell_of_pictures
-from trtq.pipeline.judge.compare import Comparison, compare_models, read_coded_caches, take_floats
+from trtq.pipeline.judge.compare import Comparison, compare_models, read_coded_caches
 from trtq.pipeline.judge.evaluate import find_labels, open_evaluation_data
 from trtq.pipeline.judge.generate import Generated, compare_generated, read_prompts
 from trtq.pipeline.judge.windows import compare_texts, slide
-from trtq.pipeline.load import LoadedEngine
 from trtq.pipeline.load import load as load_engine
 from trtq.progress import Watcher, choose_watcher
 from trtq.records import LogitsComparison
@@ -70,10 +68,11 @@ def compare(
     names = name_compared(Path(reference), Path(candidate))
     watcher.stage("Comparing", batches.num_samples)
     files = {names[0]: graph.path, **({names[1]: Path(candidate)} if engine is None else {})}
-    engines = () if engine is None else (_run_engine(engine, names[1], graph),)
+    engines = () if engine is None else (engine.runner(names[1]),)
+    coded = {} if engine is None else {names[1]: read_coded_caches(engine.folder / engine.model)}
     pair = (names[1], names[0])
     labels = find_labels(spec.evaluation, spec.accuracy.metric)
-    return compare_models(files, [pair], batches, labels, watcher.advance, engines)
+    return compare_models(files, [pair], batches, labels, watcher.advance, engines, coded=coded)
 
 
 def _show_floats(graph: Graph, wanted: Sequence[TensorSpec]) -> list[TensorSpec]:
@@ -81,13 +80,6 @@ def _show_floats(graph: Graph, wanted: Sequence[TensorSpec]) -> list[TensorSpec]
     coded = {item.past for item in find_coded_caches(graph.model)}
     dtypes = {item.name: item.dtype for item in wanted if item.name in coded}
     return [replace(item, dtype=dtypes.get(item.name, item.dtype)) for item in graph.inputs]
-
-
-def _run_engine(engine: LoadedEngine, name: str, reference: Graph) -> Any:
-    """Returns a runner that takes caches as the reference does."""
-    given = {item.past for item in find_coded_caches(reference.model)}
-    caches = read_coded_caches(engine.folder / engine.model)
-    return take_floats(engine.runner(name), [item for item in caches if item.past not in given])
 
 
 def compare_writing(

@@ -12,7 +12,7 @@ from trtq.models.spec import InputSpec
 from trtq.numbers import format_shape
 from trtq.pipeline.build.job import Job
 from trtq.pipeline.engine.profiles import list_profiles
-from trtq.pipeline.judge.compare import Comparison, compare_models, read_coded_caches, take_floats
+from trtq.pipeline.judge.compare import Comparison, compare_models, read_coded_caches
 from trtq.pipeline.judge.evaluate import filter_by_profiles, find_labels
 from trtq.pipeline.judge.score import Labels
 from trtq.progress import Log
@@ -53,7 +53,7 @@ def compare_job(
     if job.evaluation is None:
         return None
     labels = labels or find_labels(job.spec.evaluation, job.spec.accuracy.metric)
-    engine = _open_engine(job, files, plan)
+    engine = _open_engine(job, files.get(job.name), plan)
     data, left_out = job.evaluation, list[int]()
     doubts: tuple[str, ...] = ()
     dynamic = _find_profiles(job, plan)
@@ -81,7 +81,11 @@ def compare_job(
     log.stage("Comparing", data.num_samples)
     with log.timed("compare"):
         engines = () if engine is None else (engine,)
-        comparison = compare_models(files, pairs, data, labels, log.advance, engines, workers=job.workers)
+        held = job.name if job.target.kv_cache is not None and job.name in files else None
+        coded = {"engine": read_coded_caches(files[held])} if held is not None else {}
+        comparison = compare_models(
+            files, pairs, data, labels, log.advance, engines, workers=job.workers, coded=coded
+        )
     if left_out:
         log.warn(
             f"{sum(left_out)} samples of {data.origin} do not fit the engine's profiles and were not "
@@ -110,20 +114,13 @@ def _find_profiles(job: Job, plan: EnginePlan | None) -> dict[str, InputSpec]:
     return {item.name: plan.profiles[item.name] for item in job.graph.inputs if item.is_dynamic}
 
 
-def _open_engine(job: Job, files: Mapping[str, Path], plan: EnginePlan | None) -> Any:
-    """Returns a runner of what was built, as it will run; None if it is not built yet or not run here.
-
-    It takes caches as numbers where these are held in codes.
-    """
+def _open_engine(job: Job, file: Path | None, plan: EnginePlan | None) -> Any:
+    """Returns a runner of what was built, as it will run; None if it is not built yet or not run here."""
     if plan is None:
         return None
-    file = files.get(job.name)
-    caches = () if file is None or job.target.kv_cache is None else read_coded_caches(file)
     if plan.path.exists():
-        runner = job.backend.runner(plan.path.read_bytes(), "engine")
-    else:
-        runner = None if file is None else job.backend.model_runner(file, "engine")
-    return runner and take_floats(runner, caches)
+        return job.backend.runner(plan.path.read_bytes(), "engine")
+    return None if file is None else job.backend.model_runner(file, "engine")
 
 
 def name_to_judge(model: str, comparison: Comparison | None) -> str:

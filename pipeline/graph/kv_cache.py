@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from trtq.models.tensors import FLOAT_TYPES
 from trtq.pipeline.formats import FP8, INT8
 from trtq.pipeline.formats.codes import CodeFormat
 from trtq.pipeline.graph.load import Graph
+from trtq.pipeline.graph.operands import DEQUANTIZE, QUANTIZE, find_constant, read_points
 from trtq.pipeline.graph.placed import HeldCache, Placement
 from trtq.pipeline.graph.state import is_cache, pair_states
 
@@ -87,18 +89,20 @@ def find_caches(model: ir.Model, form: CodeFormat, path: Path) -> tuple[HeldCach
             f"--kv-cache is for a model with a cache, and no output of {path} continues one of the inputs "
             f"{', '.join(str(value.name) for value in model.graph.inputs)}"
         )
+    caches = [inputs[past] for past in pairs]
     return tuple(
-        HeldCache(past, present, _find_concat(inputs[past], outputs[present], path), form)
+        HeldCache(past, present, _find_concat(inputs[past], outputs[present], caches, path), form)
         for past, present in pairs.items()
     )
 
 
-def _find_concat(past: ir.Value, present: ir.Value, path: Path) -> str:
+def _find_concat(past: ir.Value, present: ir.Value, caches: Sequence[ir.Value], path: Path) -> str:
     readers = [node for node, _ in past.uses() if node.op_type not in OF_SHAPES]
     other = next((node for node in readers if node is not present.producer()), None)
     node = other or present.producer()
-    is_grown = len(readers) == 1 and other is None and not past.is_graph_output()
-    if is_grown and node is not None and node.op_type == "Concat":
+    joined = node.inputs if other is None and node is not None and node.op_type == "Concat" else ()
+    if [value for value in joined if value in caches] == [past] and not past.is_graph_output():
+        assert node is not None
         return str(node.name)
     reader = "nothing" if node is None else f"{node.op_type} {node.name!r}"
     raise ModelError(
@@ -108,22 +112,25 @@ def _find_concat(past: ir.Value, present: ir.Value, path: Path) -> str:
 
 
 def find_coded_caches(model: ir.Model) -> tuple[CodedCache, ...]:
-    """Returns the caches of codes with one scale that a model has."""
+    """Returns the caches of codes that a model has, with one scale each and no zero point but 0."""
     forms: dict[ir.DataType | None, CodeFormat] = {form.dtype: form for form in KV_CACHES.values()}
     inputs = {str(value.name): value for value in model.graph.inputs if value.dtype in forms}
     pasts = [name for name, value in inputs.items() if is_cache(name, [None] * len(value.shape or ()))]
     found = []
-    for past, present in pair_states(pasts, (str(value.name) for value in model.graph.outputs)).items():
-        dequantized = _find_dequantized(inputs[past])
-        value = None if dequantized is None else dequantized.inputs[1]
-        scale = None if value is None else ir.convenience.get_const_tensor(value)
-        if scale is not None and scale.size == 1:
-            found.append(CodedCache(past, present, forms[inputs[past].dtype], float(scale.numpy().item())))
+    outputs = [str(value.name) for value in model.graph.outputs if value.dtype in forms]
+    for past, present in pair_states(pasts, outputs).items():
+        node = _find_scaled(inputs[past])
+        scale, zero = (None, None) if node is None else (find_constant(node, 1), read_points(node))
+        if scale is not None and scale.size == 1 and zero is not None and not zero.any():
+            found.append(CodedCache(past, present, forms[inputs[past].dtype], float(scale.item())))
     return tuple(found)
 
 
-def _find_dequantized(past: ir.Value) -> ir.Node | None:
-    """Returns what makes numbers of a cache, or of the Concat of it and what is new."""
+def _find_scaled(past: ir.Value) -> ir.Node | None:
+    """Returns what makes numbers of a cache, or of the Concat of it and what is new, or codes of that."""
     readers = [node for node, _ in past.uses()]
-    readers += [node for item in readers if item.op_type == "Concat" for node, _ in item.outputs[0].uses()]
-    return next((node for node in readers if node.op_type == "DequantizeLinear"), None)
+    joins = [node for node in readers if node.op_type == "Concat"]
+    readers += [node for join in joins for node, _ in join.outputs[0].uses()]
+    makers = [value.producer() for join in joins for value in join.inputs if value is not None]
+    pairs = (*((node, DEQUANTIZE) for node in readers), *((node, QUANTIZE) for node in makers))
+    return next((node for node, op_type in pairs if node is not None and node.op_type == op_type), None)

@@ -217,7 +217,8 @@ def read_constant(value: ir.Value | None) -> NDArray[Any]:
 def find_constant(node: ir.Node, place: int) -> NDArray[np.generic] | None:
     """Returns the value of an input of a node; None if it has none there or it is computed."""
     value = node.inputs[place] if len(node.inputs) > place else None
-    return value.const_value.numpy() if value is not None and value.const_value is not None else None
+    tensor = None if value is None else ir.convenience.get_const_tensor(value)
+    return None if tensor is None else tensor.numpy()
 
 
 def read_points(node: ir.Node) -> NDArray[np.int64] | None:

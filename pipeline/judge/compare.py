@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from itertools import count
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from trtq.calibrators.batches import Batches, Feed
@@ -89,6 +90,7 @@ def compare_models(
     engines: Sequence[Any] = (),
     views: OutputViews | None = None,
     workers: Workers | None = None,
+    coded: Mapping[str, Sequence[CodedCache]] = MappingProxyType({}),
 ) -> Comparison:
     """Returns how far the models are apart, run by Polygraphy's Comparator on ONNX Runtime.
 
@@ -107,6 +109,7 @@ def compare_models(
         workers: Who take a feed each; None, or with an engine that runs on this machine alone: this process.
             What the feeds say is added up here, in their order, so that the numbers are the same. A metric of
             the user's own is called here, with all outputs.
+        coded: The caches that engines hold in codes, by their names; those of the models are in the files.
 
     Raises:
         ModelError: ONNX Runtime cannot run one of them, or their outputs differ in name or shape.
@@ -117,7 +120,7 @@ def compare_models(
     files = {name: ModelFile(path) for name, path in models.items()}
     sessions = {name: MovableSession(partial(_open_session, file)) for name, file in files.items()}
     truth = _find_truth(pairs)
-    coded = {name: read_coded_caches(path) for name, path in models.items()}
+    coded = {**{name: read_coded_caches(path) for name, path in models.items()}, **coded}
     given = {item.past for item in coded.get(truth, ())}  # whose data comes in codes
     work = _Work(
         sessions,
@@ -134,9 +137,10 @@ def compare_models(
     tally = Tally(None if labels is None else Scores(labels, names))
     is_shared = workers is not None and all(map(can_move, engines))
     seen = _share(work, batches, workers) if workers is not None and is_shared else _run_here(work, batches)
-    num_samples, samples = 0, list[str]()
+    num_samples, samples, pasts = 0, list[str](), set[str]()
     for item in seen:
         tally.add(item.marks)
+        pasts.update(item.pasts)
         num_samples += item.num_samples
         samples += item.names or [""] * item.num_samples
         progress(item.num_samples)
@@ -149,7 +153,7 @@ def compare_models(
         tally.compare_logits(),
         labels.metric if labels is not None else "top-1",
         scores.top5() if scores is not None else {},
-        scores.doubts() if scores is not None else (),
+        (*(scores.doubts() if scores is not None else ()), *work.doubt_caches(pasts)),
         scores.outputs if scores is not None else (),
         tally.list_uneven(),
     )
@@ -160,7 +164,7 @@ def read_coded_caches(path: Path) -> tuple[CodedCache, ...]:
     return find_coded_caches(read_runnable(path)[0])
 
 
-def take_floats(runner: Any, caches: Sequence[CodedCache]) -> Any:
+def _take_floats(runner: Any, caches: Sequence[CodedCache]) -> Any:
     """Returns a runner whose caches of codes are given as numbers, and come as numbers."""
     if not caches:
         return runner
@@ -221,8 +225,8 @@ class _Work:
 
     def create_runners(self, sessions: Mapping[str, PlainSession]) -> list[Any]:
         """Returns runners of these sessions, and of the engines."""
-        created = {name: create_runner(session, name) for name, session in sessions.items()}
-        return [*(take_floats(item, self.caches[name]) for name, item in created.items()), *self.engines]
+        created = [create_runner(session, name) for name, session in sessions.items()]
+        return [_take_floats(item, self.caches.get(item.name, ())) for item in (*created, *self.engines)]
 
     def run(
         self, runners: Sequence[Any], feeds: Iterable[Feed]
@@ -243,16 +247,32 @@ class _Work:
     def measure(self, rules: Rules, feed: Feed, results: Results) -> _SeenFeed:
         """Returns what a feed says; it is measured when that is asked for."""
         marks = measure_feed(self.pairs, self.views, self.labels, rules, feed, results)
-        return _SeenFeed(feed.num_samples, feed.names, marks)
+        pasts = {item.past for item in self._list_caches() if item.encode(feed.arrays[item.past]).any()}
+        return _SeenFeed(feed.num_samples, feed.names, marks, pasts)
+
+    def doubt_caches(self, pasts: Collection[str]) -> list[str]:
+        """Returns why nothing is known of caches in codes other than those whose past was seen, if so."""
+        unseen = [*dict.fromkeys(item.past for item in self._list_caches() if item.past not in pasts)]
+        if not unseen:
+            return []
+        more = f" and {len(unseen) - 1} more" if len(unseen) > 1 else ""
+        return [
+            f"no sample has a past with a code other than 0 in cache {unseen[0]!r}{more}, so nothing shows "
+            f"that a past is read right; give samples with pasts like those of real use"
+        ]
+
+    def _list_caches(self) -> list[CodedCache]:
+        return [item for caches in self.caches.values() for item in caches]
 
 
 @dataclass(frozen=True, slots=True)
 class _SeenFeed:
-    """What one feed says, and the names of its samples."""
+    """What one feed says, the names of its samples, and the caches in codes whose past is not all zeros."""
 
     num_samples: int
     names: Sequence[str]
     marks: Iterable[tuple[Place, Marks]]
+    pasts: Collection[str]
 
 
 def _run_here(work: _Work, batches: Batches) -> Iterator[_SeenFeed]:

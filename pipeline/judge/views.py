@@ -130,7 +130,10 @@ def _list_symbols(value: ir.Value) -> list[str | None]:
 
 
 def _has_parts(value: ir.Value) -> bool:
-    return is_computed(value) and is_joined(value) and len(list_parts(value)) > 1
+    if not (is_computed(value) and is_joined(value)):
+        return False
+    parts = list_parts(value)
+    return len(parts) > 1 and any(item.producer() is not None for item in chain(*parts))
 
 
 class PartLabels:

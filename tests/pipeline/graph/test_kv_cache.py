@@ -10,7 +10,7 @@ from cached_decoder import write_decoder
 
 from trtq.errors import ModelError, UsageError
 from trtq.pipeline.formats import FP8, INT8
-from trtq.pipeline.graph.kv_cache import find_caches, find_coded_caches
+from trtq.pipeline.graph.kv_cache import CodedCache, find_caches, find_coded_caches
 from trtq.pipeline.graph.load import load
 
 _HEAD = """<ir_version: 10, opset_import: ["" : 21, "com.microsoft" : 1]>
@@ -57,6 +57,14 @@ def test_other_forms_are_refused_with_the_node(body: str, told: str) -> None:
         find_caches(_parse(body), INT8, Path("m.onnx"))
 
 
+def test_two_caches_that_one_output_continues_are_refused() -> None:
+    model = ir.from_onnx_text("""<ir_version: 10, opset_import: ["" : 21]>
+g (float[N, S, 4] x, float[N, P, 4] past_0, float[N, P, 4] cache_0) => (float[N, T, 4] present_0) {
+    [both] present_0 = Concat <axis = 1> (past_0, cache_0, x) }""")
+    with pytest.raises(ModelError, match="the cache 'past_0' goes to Concat 'both'"):
+        find_caches(model, INT8, Path("m.onnx"))
+
+
 def test_a_model_without_a_cache_is_refused() -> None:
     model = ir.from_onnx_text(
         '<ir_version: 10, opset_import: ["": 21]> g (float[N] x) => (float[N] y) { y = Relu (x) }'
@@ -70,3 +78,35 @@ def test_a_model_without_a_cache_is_refused() -> None:
 
 def test_a_float_cache_is_none_of_codes() -> None:
     assert find_coded_caches(_parse("present_0 = Concat <axis = 2> (past_0, x) y = Relu (present_0)")) == ()
+
+
+@pytest.mark.parametrize(
+    ("zero", "body"),
+    [
+        (0, "y = DequantizeLinear (present_0, scale, zero)"),
+        (0, "y = Relu (x)"),
+        (3, "y = DequantizeLinear (present_0, scale, zero)"),
+    ],
+)
+def test_the_scale_of_codes_is_that_of_either_side_if_0_is_their_zero_point(zero: int, body: str) -> None:
+    text = f"""<ir_version: 10, opset_import: ["" : 21]>
+g (float[N, S, 4] x, int8[N, P, 4] past_0) => (float[N, Q, 4] y, int8[N, T, 4] present_0)
+<float scale = {{0.5}}, int8 zero = {{{zero}}}> {{
+    new = QuantizeLinear (x, scale, zero) present_0 = Concat <axis = 1> (past_0, new) {body} }}"""
+    wanted = () if zero else (CodedCache("past_0", "present_0", INT8, 0.5),)
+    assert find_coded_caches(ir.from_onnx_text(text)) == wanted
+
+
+def test_a_scale_may_be_the_output_of_a_constant() -> None:
+    model = ir.from_onnx_text("""<ir_version: 10, opset_import: ["" : 21]>
+g (float[N, S, 4] x, int8[N, P, 4] past_0) => (int8[N, T, 4] present_0) {
+    scale = Constant <value_float = 0.5> () new = QuantizeLinear (x, scale)
+    present_0 = Concat <axis = 1> (past_0, new) }""")
+    assert find_coded_caches(model) == (CodedCache("past_0", "present_0", INT8, 0.5),)
+
+
+def test_codes_that_go_on_as_numbers_are_no_cache_of_codes() -> None:
+    model = ir.from_onnx_text("""<ir_version: 10, opset_import: ["" : 21]>
+g (float[N, S, 4] x, int8[N, P, 4] past_0) => (float[N, T, 4] present_0) <float scale = {0.5}> {
+    old = DequantizeLinear (past_0, scale) present_0 = Concat <axis = 1> (old, x) }""")
+    assert find_coded_caches(model) == ()

@@ -70,6 +70,14 @@ def test_what_is_given_is_no_part_of_its_own(graph_of: Callable[..., Graph]) -> 
     assert np.array_equal(seen["y", "a"], np.tanh(x))
 
 
+def test_what_no_node_computes_any_part_of_is_seen_as_a_whole(graph_of: Callable[..., Graph]) -> None:
+    graph = graph_of(
+        "net (float[2, 3] x) => (float[3, 3] y) <float[1, 3] token = {1, 2, 3}>"
+        "{ y = Concat <axis = 0> (token, x) }"
+    )
+    assert see(graph, np.ones((2, 3), np.float32)).keys() == {("y", "")}
+
+
 def test_a_constant_that_is_joined_is_no_part(graph_of: Callable[..., Graph]) -> None:
     graph = graph_of(
         "net (float[2, 3] x) => (float[3, 3] y) <float[1, 3] token = {1, 2, 3}>"
