@@ -26,7 +26,7 @@ from trtq.calibrators.data.files import (
     refuse_devices,
 )
 from trtq.calibrators.data.pictures import open_pictures, require_picture_input
-from trtq.calibrators.data.python import Passes, open_iterable
+from trtq.calibrators.data.python import Passes, copy_array, open_iterable
 from trtq.calibrators.data.remote import RemoteFolder, open_remote
 from trtq.calibrators.data.samples import SampleFiles, Wanted, batch_files
 from trtq.calibrators.data.table import PARQUET_SUFFIXES, find_dataset_files, open_table, table_has_pictures
@@ -209,7 +209,7 @@ _KINDS = {
     "images": SUFFIXES,
     "tables": PARQUET_SUFFIXES,
     "videos": VIDEO_SUFFIXES,
-    "pictures that are not read": (".avif", ".gif", ".heic", ".jfif", ".jp2", ".ppm", ".tif", ".tiff"),
+    "pictures that are not read": (".avif", ".gif", ".heic", ".jfif", ".jp2", ".ppm"),
 }
 _OPENERS: Mapping[str, Callable[[Sequence[StoredFile], str, _Request], Batches]] = {
     "feeds": _open_feeds,
@@ -329,8 +329,9 @@ def _from_script(script: Path, function: str) -> Batches:
                     raise DataError(
                         f"{script}:{function}, item {index}: arrays have the names of inputs, got {[*arrays]}"
                     )
-                arrays = {name: np.array(value) for name, value in arrays.items()}  # it may reuse its own
-                yield Feed(arrays, f"{script}:{function}, item {index}", count_samples(arrays))
+                where = f"{script}:{function}, item {index}"
+                arrays = {name: copy_array(value, f"{name!r} of {where}") for name, value in arrays.items()}
+                yield Feed(arrays, where, count_samples(arrays))
         except TrtqError:
             raise
         except (Exception, SystemExit) as error:

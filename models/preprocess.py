@@ -16,10 +16,11 @@ from trtq.numbers import format_shape
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".webp")
+SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 RESIZE_MODES = ("stretch", "short-side", "letterbox")
 CHANNELS = ("RGB", "BGR", "L")
 LAYOUTS = ("NCHW", "NHWC")
+_LARGEST_16_BITS = 65535
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,19 +121,22 @@ def read_image(
         name: For messages; empty: the path.
 
     Raises:
-        DataError: It is no picture, or mean and std have another number of channels.
+        DataError: It is no picture, it is several, its numbers have no known scale, or mean and std have
+            another number of channels.
         MissingDependency: Pillow is not installed.
     """
     name = name or str(source)
     pillow = lazy.require("PIL.Image", "images", "reading images")
     with refuse_damage(DataError, f"{name} cannot be read as an image"), pillow.open(source) as opened:
-        image = _decode(_turn(opened) if steps.exif else opened, steps.channels)
+        _refuse_several(opened, name)
+        image = _decode(_turn(opened) if steps.exif else opened, steps.channels, name)
     return _to_sample(image, steps, size, name)
 
 
 def prepare_image(image: Any, steps: Preprocess, size: tuple[int, int] | None, name: str) -> NDArray[Any]:
     """Returns the sample that a picture of Pillow's becomes; see `read_image`."""
-    return _to_sample(_decode(image, steps.channels), steps, size, name)
+    _refuse_several(image, name)
+    return _to_sample(_decode(image, steps.channels, name), steps, size, name)
 
 
 def restore_image(sample: NDArray[Any], steps: Preprocess) -> Any:
@@ -172,21 +176,38 @@ def _to_sample(image: Any, steps: Preprocess, size: tuple[int, int] | None, name
     return np.ascontiguousarray(sample.transpose(2, 0, 1) if steps.layout == "NCHW" else sample, np.float32)
 
 
+def _refuse_several(image: Any, name: str) -> None:
+    count = getattr(image, "n_frames", 1)
+    if count > 1 and image.format != "MPO":  # a JPEG to which the camera added a smaller one
+        raise DataError(f"{name} holds {count} pages or frames; save each as a picture of its own")
+
+
 def _turn(image: Any) -> Any:
     """Returns the picture as its EXIF orientation says."""
     return lazy.require("PIL.ImageOps", "images", "reading images").exif_transpose(image)
 
 
-def _decode(image: Any, channels: str) -> Any:
+def _decode(image: Any, channels: str, name: str) -> Any:
     """Returns the picture as RGB or grey; of 16 bits as numbers from 0 to 255 with fractions, mode F.
 
     Pillow would cut whatever is above 255 off.
+
+    Raises:
+        DataError: Its numbers have no known scale.
     """
     import numpy as np
 
     if image.mode == "I" or image.mode.startswith("I;16"):
+        pixels = np.asarray(image)
+        if pixels.size and not 0 <= int(pixels.min()) <= int(pixels.max()) <= _LARGEST_16_BITS:
+            raise DataError(
+                f"{name} holds whole numbers from {pixels.min()} to {pixels.max()}, not 0 to 65535 as 16 "
+                f"bits do; give arrays in .npz files"
+            )
         pillow = lazy.require("PIL.Image", "images", "reading images")
-        return pillow.fromarray(np.asarray(image).astype(np.float32) / np.float32(257))
+        return pillow.fromarray(pixels.astype(np.float32) / np.float32(_LARGEST_16_BITS / 255))
+    if image.mode == "F":
+        raise DataError(f"{name} holds floats, whose range nothing tells; give arrays in .npz files")
     return image.convert("L" if channels == "L" else "RGB")
 
 

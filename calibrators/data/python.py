@@ -127,8 +127,10 @@ def copy_array(value: Any, where: str) -> NDArray[Any]:
     """Returns an array of its own memory.
 
     Raises:
-        DataError: It is no array.
+        DataError: It is no array, or some of it is masked.
     """
+    if np.ma.is_masked(value):
+        raise DataError(f"{where} is masked in places, which no model sees; fill it with numpy's `filled`")
     detached = value.detach() if hasattr(value, "detach") else value
     near = detached.cpu() if hasattr(detached, "cpu") else detached
     array: NDArray[Any] = _call(where, lambda: np.array(near.numpy() if hasattr(near, "numpy") else near))

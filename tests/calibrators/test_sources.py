@@ -167,7 +167,7 @@ def test_a_picture_that_leads_nowhere_is_named(tmp_path: Path) -> None:
         open_batches(str(tmp_path), [PICTURE], 1)
 
 
-@pytest.mark.parametrize("other", ["a.tar", "deep/a.parquet", "a.npz", "deep/a.mp4", "a.TIFF", "a.tar.xz"])
+@pytest.mark.parametrize("other", ["a.tar", "deep/a.parquet", "a.npz", "deep/a.mp4", "a.HEIC", "a.tar.xz"])
 def test_a_folder_with_files_of_another_kind_is_told(tmp_path: Path, other: str) -> None:
     _picture(tmp_path / "deep" / "a.png")
     (tmp_path / other).touch()
@@ -194,8 +194,8 @@ def test_a_folder_that_cannot_be_read_is_told(tmp_path: Path) -> None:
 def test_a_folder_with_nothing_in_it_is_told(tmp_path: Path) -> None:
     with pytest.raises(
         DataError,
-        match=r"holds neither .npz files nor images \(.bmp, .jpeg, .jpg, .png, .webp\), tar archives, "
-        r"Parquet files or videos; give an .npz or .npy ",
+        match=r"holds neither .npz files nor images \(.bmp, .jpeg, .jpg, .png, .tif, .tiff, .webp\), "
+        r"tar archives, Parquet files or videos; give an .npz or .npy ",
     ):
         open_batches(str(tmp_path), [PICTURE], 1)
 

@@ -62,6 +62,39 @@ def test_cmyk_is_read_by_its_colours(tmp_path: Path) -> None:
     assert abs(read(tmp_path / "red.jpg")[0, 0, 0] - 76) <= 3
 
 
+def test_tiff_is_read_as_other_pictures(tmp_path: Path) -> None:
+    values = np.array([[0, 257], [32_768, 65_535]], np.uint16)
+    Image.fromarray(values).save(tmp_path / "a.tif")
+    Image.fromarray((values // 257).astype(np.uint8)).save(tmp_path / "b.tiff")
+    assert np.allclose(read(tmp_path / "a.tif"), values[None] / 257, atol=1e-4)
+    assert np.array_equal(read(tmp_path / "b.tiff"), values[None] // 257)
+
+
+@pytest.mark.parametrize("exif", [False, True])
+@pytest.mark.parametrize("name", ["a.tif", "a.webp", "a.png"])
+def test_several_pages_or_frames_are_refused(tmp_path: Path, name: str, exif: bool) -> None:
+    first, second = (Image.new("RGB", (4, 4), color) for color in ("red", "blue"))
+    first.save(tmp_path / name, save_all=True, append_images=[second])
+    with pytest.raises(DataError, match=rf"{name} holds 2 pages or frames; save each as a picture of its"):
+        read(tmp_path / name, exif=exif)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (np.array([[0.0, 0.5]], np.float32), "holds floats, whose range nothing tells; give arrays in"),
+        (np.array([[-1, 9]], np.int32), r"holds whole numbers from -1 to 9, not 0 to 65535 as 16 bits do"),
+        (np.array([[0, 65_536]], np.int32), "holds whole numbers from 0 to 65536, not 0 to 65535 as 16 bits"),
+    ],
+)
+def test_numbers_without_a_known_scale_are_refused(
+    tmp_path: Path, values: NDArray[np.generic], message: str
+) -> None:
+    Image.fromarray(values).save(tmp_path / "a.tif")
+    with pytest.raises(DataError, match=message):
+        read(tmp_path / "a.tif")
+
+
 def test_exif_turns_a_picture_only_if_it_is_asked_for(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # turn right by 90 degrees

@@ -84,6 +84,10 @@ def test_a_loader_of_pytorch_is_read() -> None:
             (X, "text"),
             r"^'ids' of list in Python, item 0 is str, no array of numbers; convert it with numpy$",
         ),
+        (
+            (X, np.ma.masked_less(IDS, 3)),
+            r"^'ids' of list in Python, item 0 is masked in places, which no model sees; fill it with numpy",
+        ),
         ((X, None), r"^'ids' of list in Python, item 0 is NoneType, no array of numbers; "),
         (([[1.0], [1.0, 2.0]], IDS), r"^'x' of list in Python, item 0 failed: ValueError: "),
     ],
