@@ -146,7 +146,7 @@ class GraphEditor:
             assert isinstance(old.graph, ir.Graph)
             _replace_output(old.graph, old, new)
         if was_output or rename is not None:
-            old.name = self.name_value(rename) if rename else None
+            old.name = None if rename == "" else self.name_value(rename or str(name))
             new.name = name
 
     def remove(self, nodes: ir.Node | Sequence[ir.Node]) -> None:

@@ -137,6 +137,16 @@ def test_an_output_that_is_replaced_keeps_its_name_and_shape(model_of: Callable[
     np.testing.assert_allclose(_answer(model, x), np.exp(-np.maximum(x, 0)), rtol=1e-6)
 
 
+def test_what_was_an_output_is_called_otherwise_and_can_be_written(
+    model_of: Callable[..., ir.Model], tmp_path: Path
+) -> None:
+    model = model_of(CHAIN)
+    edit, old = GraphEditor(model), model.graph.outputs[0]
+    edit.replace(old, edit.insert("Exp", [old], like=old, output="y_exp"))
+    assert ([value.name for value in model.graph.outputs], old.name) == (["y"], "y_1")
+    ir.save(model, tmp_path / "m.onnx")
+
+
 def test_what_is_replaced_is_replaced_in_bodies_too(with_bodies: ir.Model) -> None:
     edit, old = GraphEditor(with_bodies), map_values(with_bodies.graph)["r"]
     new = edit.insert("Abs", [old], like=old, output="r_abs")
