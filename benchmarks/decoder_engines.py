@@ -60,7 +60,8 @@ def measure(model: Path, form: str, planned_bytes: int) -> dict[str, Any]:
     """Returns the size of one engine and of its model."""
     with tempfile.TemporaryDirectory(prefix="out-", dir=model.parent.parent) as place:
         folder = Path(place) / "built"
-        command = [*trtq_command("build", model), "--weights", form, "--random-data", "-o", folder]
+        options = ["--weights", form, "--compute-capability", "8.9", "--random-data"]
+        command = [*trtq_command("build", model), *options, "-o", folder]
         cost = run(command, {}, _MEMORY_MB)
         engine = folder / "model.engine"
         if not engine.exists():
