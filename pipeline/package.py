@@ -24,6 +24,7 @@ from trtq.pipeline.deliver.manifest import NAME, Manifest
 from trtq.pipeline.deliver.names import ENGINE
 from trtq.pipeline.deliver.report import Report, find_model, read_report
 from trtq.pipeline.deliver.triton.config import ModelConfig, Serving, find_largest_batch, list_ports
+from trtq.pipeline.deliver.triton.python_model import SCRIPT, list_script_files, refuse_bfloat16
 from trtq.pipeline.deliver.triton.repository import (
     InstalledModel,
     PackageSource,
@@ -31,11 +32,14 @@ from trtq.pipeline.deliver.triton.repository import (
     check_name,
     install,
 )
-from trtq.pipeline.deliver.triton.router import SCRIPT, write_router
+from trtq.pipeline.deliver.triton.router import SCRIPT as ROUTER
+from trtq.pipeline.deliver.triton.router import write_router
 from trtq.pipeline.deliver.triton.warmup import Warmup, make_warmup
 from trtq.pipeline.engine.profiles import list_profiles
 from trtq.pipeline.graph.foreign_operators import explain_unrunnable
 
+FALLBACKS = ("onnxruntime", "python")
+"""The backends of Triton that can run an ONNX model: its own one, and the package of the same name."""
 _INT64_SINCE = 10
 """The first TensorRT that has INT64; before, its parser makes INT32 of it, in inputs and outputs too."""
 _RTX = (
@@ -50,7 +54,8 @@ class PackageSpec:
 
     Attributes:
         name: Of the model; None: the folder's, without its suffix.
-        fallback: Whether the ONNX model is added for Triton's ONNX Runtime backend, as `<name>_onnx`.
+        fallback: The backend of Triton that runs the ONNX model, which is added as `<name>_onnx`:
+            "onnxruntime", or "python", where the package onnxruntime runs it; None: it is not added.
         ab_percent: How many of a hundred requests a third model, `<name>_ab`, sends to that; None: there is
             no third.
         warmup_data: Data for the warm-up; None: the calibration data of the build, where it still is.
@@ -60,7 +65,7 @@ class PackageSpec:
     """
 
     name: str | None = None
-    fallback: bool = False
+    fallback: str | None = None
     ab_percent: float | None = None
     warmup_data: str | None = None
     ignore_gate: bool = False
@@ -68,6 +73,8 @@ class PackageSpec:
     serving: Serving = field(default_factory=Serving)
 
     def __post_init__(self) -> None:
+        if self.fallback not in (None, *FALLBACKS):
+            raise UsageError(f"--fallback is one of {', '.join(FALLBACKS)}, got {self.fallback!r}")
         if self.ab_percent is not None and not 0 <= self.ab_percent <= 100:
             raise UsageError(f"--ab is a percentage, 0 to 100, got {self.ab_percent:g}")
 
@@ -134,7 +141,7 @@ def package(folder: Path | str, repository: Path | str, spec: PackageSpec | None
     """
     spec = spec or PackageSpec()
     build = _read(Path(folder), spec.key)
-    wants_onnx = spec.fallback or spec.ab_percent is not None
+    wants_onnx = spec.fallback is not None or spec.ab_percent is not None
     if build.report.verdict == "fail" and not spec.ignore_gate:
         raise GateError(
             f"the accuracy gate of {folder} failed: {'; '.join(build.report.reasons)}; "
@@ -155,12 +162,12 @@ def package(folder: Path | str, repository: Path | str, spec: PackageSpec | None
         notes += _conditions(build)
     if not build.has_plan or wants_onnx:
         second = f"{name}_onnx" if build.has_plan else name
-        entries.append(_entry(build, second, "onnxruntime", max_batch, arrays, spec))
+        entries.append(_entry(build, second, spec.fallback or "onnxruntime", max_batch, arrays, spec))
     if build.is_rtx:
         notes.append(f"{build.folder / ENGINE} {_RTX}: the Q/DQ model alone was packaged")
     if spec.ab_percent is not None:
         router = write_router(f"{name}_ab", (entries[0].config, entries[1].config), spec.ab_percent)
-        entries.append(RepositoryEntry(router, {"model.py": SCRIPT.encode()}))
+        entries.append(RepositoryEntry(router, list_script_files(ROUTER)))
     installed = install(Path(repository), tuple(entries))
     notes += [f"{item.name}/config.pbtxt was edited and is kept" for item in installed if item.keeps_config]
     return Package(str(repository), installed, tuple(notes))
@@ -184,15 +191,15 @@ def _refuse_useless(build: _Build, spec: PackageSpec, *, wants_onnx: bool) -> No
     if build.is_rtx and (spec.ab_percent is not None or not wants_onnx):
         raise ArtifactError(
             f"{build.folder / ENGINE} {_RTX}; build it with --backend tensorrt on a machine like the "
-            f"server's, or package its Q/DQ model for Triton's ONNX Runtime backend, with "
-            f"--fallback onnxruntime"
+            f"server's, or package its Q/DQ model for Triton's ONNX Runtime or Python backend, with "
+            f"--fallback onnxruntime or --fallback python"
         )
     if wants_onnx and build.unrunnable:
         raise ArtifactError(
             f"{build.folder / build.onnx}: {build.unrunnable}, which ONNX Runtime cannot run; "
             f"leave --fallback and --ab out"
         )
-    if wants_onnx and not build.has_plan:
+    if not build.has_plan and (spec.fallback == "onnxruntime" or spec.ab_percent is not None):
         raise UsageError(f"{build.folder} is for ONNX Runtime as it is; leave --fallback and --ab out")
 
 
@@ -209,6 +216,8 @@ def _entry(
         list_ports(_as_built(build, specs) if backend == "tensorrt" else specs, batches=batches)
         for specs in (build.inputs, build.outputs)
     )
+    if backend == "python":
+        refuse_bfloat16((*inputs, *outputs))
     usual = min(build.usual_batch, max_batch)
     warmup: Warmup = make_warmup(inputs, arrays, build.profiles, (max_batch, usual))
     config = ModelConfig(
@@ -222,7 +231,7 @@ def _entry(
         warmup.messages,
         comments=_shapes(build),
         num_profiles=max(1, len(list_profiles(build.report.engine.profiles))),
-        is_exact=backend == "onnxruntime" and build.has_plan,  # the gate saw it with each node as it stands
+        is_exact=backend != "tensorrt" and build.has_plan,  # the gate saw it with each node as it stands
     )
     return RepositoryEntry(config, _files(build, backend), warmup.files)
 
@@ -239,10 +248,12 @@ def _files(build: _Build, backend: str) -> dict[str, PackageSource | bytes]:
     """Returns what a version holds: Triton wants the files of an ONNX model that has several in a folder."""
     if backend == "tensorrt":
         return {"model.plan": build.source(ENGINE)}
+    script = list_script_files(SCRIPT) if backend == "python" else {}
     data = f"{build.onnx}.data"
     if data not in build.manifest.outputs:
-        return {"model.onnx": build.source(build.onnx)}
-    return {"model.onnx/model.onnx": build.source(build.onnx), f"model.onnx/{data}": build.source(data)}
+        return {"model.onnx": build.source(build.onnx), **script}
+    model = {"model.onnx/model.onnx": build.source(build.onnx), f"model.onnx/{data}": build.source(data)}
+    return {**model, **script}
 
 
 def _shapes(build: _Build) -> tuple[str, ...]:

@@ -15,7 +15,7 @@ from trtq.cli.help import GroupedCommand
 from trtq.cli.tables import create_table
 from trtq.errors import UsageError
 from trtq.pipeline.deliver.triton.config import Serving
-from trtq.pipeline.package import Package, PackageSpec, package
+from trtq.pipeline.package import FALLBACKS, Package, PackageSpec, package
 
 
 @click.command("package", cls=GroupedCommand)
@@ -29,8 +29,9 @@ from trtq.pipeline.package import Package, PackageSpec, package
 @click.option("--name", help="Name of the model.  [default: the folder's, without .trtq]")
 @click.option(
     "--fallback",
-    type=click.Choice(["onnxruntime"]),
-    help="Also add the folder's ONNX model for Triton's ONNX Runtime backend, as NAME_onnx.",
+    type=click.Choice(FALLBACKS),
+    help="Also add the folder's ONNX model, as NAME_onnx: for Triton's ONNX Runtime backend, or for its "
+    "Python backend, where the package onnxruntime runs it.",
 )
 @click.option(
     "--ab",
@@ -87,7 +88,7 @@ def command(folder: Path, **given: Any) -> None:
     serving = Serving(given["max_batch"], given["max_queue_delay"], given["instances"], versions)
     spec = PackageSpec(
         given["name"],
-        given["fallback"] is not None,
+        given["fallback"],
         given["ab"],
         given["warmup_data"],
         given["ignore_gate"],
