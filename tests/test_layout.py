@@ -36,6 +36,7 @@ GROUND = {
         "json",
         "kept",
         "lazy",
+        "locks",
         "numbers",
         "sums",
         "progress",
