@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -12,13 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 from google.protobuf import text_format
+from rewritten import rewrite
 from tritonclient.grpc import model_config_pb2
 
 from trtq.errors import ArtifactError, DataError, GateError, UsageError
 from trtq.files import hash_file
 from trtq.models.spec import AccuracySpec, CalibrationSpec, ModelSpec, QuantizationSpec
 from trtq.pipeline.build import build
-from trtq.pipeline.deliver.manifest import read_manifest, to_json
 from trtq.pipeline.deliver.triton.config import Serving
 from trtq.pipeline.deliver.triton.pbtxt import parse
 from trtq.pipeline.engine.target import Target
@@ -60,18 +59,6 @@ def folder(onnx_folder: Path) -> Path:
 def config_of(done: Package, name: str) -> Any:
     text = (Path(done.repository) / name / "config.pbtxt").read_text()
     return text_format.Parse(text, model_config_pb2.ModelConfig())
-
-
-def rewrite(folder: Path, name: str, change: Callable[[dict[str, Any]], None]) -> None:
-    """Changes a JSON file of a build folder, and its digest in the manifest."""
-    document = json.loads((folder / name).read_text())
-    change(document)
-    (folder / name).write_text(json.dumps(document))
-    if name == "manifest.json":
-        (folder / name).write_bytes(to_json(read_manifest(folder)))
-    else:
-        digest = hash_file(folder / name)
-        rewrite(folder, "manifest.json", lambda manifest: manifest["outputs"].update({name: digest}))
 
 
 def test_an_engine_gets_a_configuration_that_triton_reads(folder: Path, tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -12,13 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from rewritten import rewrite
 from triton_server import Server
 from tritonclient.grpc import InferInput
 from tritonclient.utils import InferenceServerException
 
 import trtq
 from trtq.files import hash_file
-from trtq.pipeline.deliver.manifest import read_manifest, to_json
 from trtq.pipeline.deliver.triton.config import Serving
 from trtq.pipeline.package import PackageSpec, package
 
@@ -54,16 +53,15 @@ def samples(count: int) -> NDArray[np.float32]:
 
 def as_of_tensorrt(folder: Path) -> Path:
     """Returns the build as if TensorRT had made an engine; nothing of it runs here."""
-    report = json.loads((folder / "report.json").read_text())
-    report["backend"] = "tensorrt 10.9.0"
-    report["engine"] |= {"path": "model.engine", "targets": ["8.9"]}
-    (folder / "report.json").write_text(json.dumps(report))
     (folder / "model.engine").write_bytes(b"plan")
-    manifest = read_manifest(folder)
-    changed = {name: hash_file(folder / name) for name in ("report.json", "model.engine")}
-    (folder / "manifest.json").write_bytes(
-        to_json(replace(manifest, outputs={**manifest.outputs, **changed}))
-    )
+    digest = hash_file(folder / "model.engine")
+
+    def built_by_tensorrt(report: dict[str, Any]) -> None:
+        report["backend"] = "tensorrt 10.9.0"
+        report["engine"] |= {"path": "model.engine", "targets": ["8.9"]}
+
+    rewrite(folder, "report.json", built_by_tensorrt)
+    rewrite(folder, "manifest.json", lambda manifest: manifest["outputs"].update({"model.engine": digest}))
     return folder
 
 

@@ -37,7 +37,7 @@ _COMMANDS = {
     "run": "Run what was built on data, and write its outputs.",
     "report": "Write the page of a build again, with the measured cost of each layer.",
     "bench": "Measure how fast models and engines are, side by side.",
-    "package": "Add a build to a model repository of the Triton Inference Server.",
+    "package": "Add a build to a model repository of Triton, or write it for DeepStream.",
     "lint": "Show what TensorRT refuses in a Q/DQ model or runs in float, and the repair.",
     "cache": "Show, convert, compare and write TensorRT's calibration caches.",
     "migrate": "Carry a model and its calibration cache over to Q/DQ, without data.",

@@ -8,21 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx_ir as ir
 from numpy.typing import NDArray
 
 from trtq.calibrators.sources import open_batches
-from trtq.errors import ArtifactError, DataError, GateError, UsageError
-from trtq.files import refuse_damage
+from trtq.errors import ArtifactError, DataError, UsageError
 from trtq.models.preprocess import Preprocess, describe
-from trtq.models.signature import TensorSpec, outputs_of, read_inputs
-from trtq.models.spec import InputSpec
+from trtq.models.signature import TensorSpec
 from trtq.models.toml import read_table
 from trtq.numbers import format_shape
-from trtq.pipeline.deliver.integrity import read_intact_manifest
-from trtq.pipeline.deliver.manifest import NAME, Manifest
 from trtq.pipeline.deliver.names import ENGINE
-from trtq.pipeline.deliver.report import Report, find_model, read_report
 from trtq.pipeline.deliver.triton.config import ModelConfig, Serving, find_largest_batch, list_ports
 from trtq.pipeline.deliver.triton.python_model import SCRIPT, list_script_files, refuse_bfloat16
 from trtq.pipeline.deliver.triton.repository import (
@@ -36,7 +30,7 @@ from trtq.pipeline.deliver.triton.router import SCRIPT as ROUTER
 from trtq.pipeline.deliver.triton.router import write_router
 from trtq.pipeline.deliver.triton.warmup import Warmup, make_warmup
 from trtq.pipeline.engine.profiles import list_profiles
-from trtq.pipeline.graph.foreign_operators import explain_unrunnable
+from trtq.pipeline.package.source import BuiltModel, read_build
 
 FALLBACKS = ("onnxruntime", "python")
 """The backends of Triton that can run an ONNX model: its own one, and the package of the same name."""
@@ -88,38 +82,6 @@ class Package:
     notes: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class _Build:
-    """A build folder that is as its manifest says, and what its model takes and gives."""
-
-    folder: Path
-    manifest: Manifest
-    report: Report
-    onnx: str
-    inputs: tuple[TensorSpec, ...]
-    outputs: tuple[TensorSpec, ...]
-    unrunnable: str = ""
-
-    @property
-    def has_plan(self) -> bool:
-        return self.report.engine.path == ENGINE
-
-    @property
-    def is_rtx(self) -> bool:
-        return self.has_plan and self.report.backend.startswith("tensorrt-rtx ")
-
-    @property
-    def profiles(self) -> Mapping[str, InputSpec]:
-        return {name: item.hull for name, item in self.report.engine.profiles.items()}
-
-    @property
-    def usual_batch(self) -> int:
-        return min((profile.opt[0] for profile in self.profiles.values()), default=1)
-
-    def source(self, name: str) -> PackageSource:
-        return PackageSource(self.folder / name, self.manifest.outputs[name])
-
-
 def package(folder: Path | str, repository: Path | str, spec: PackageSpec | None = None) -> Package:
     """Returns what was added to a Triton model repository: a new version of the model, never another one's.
 
@@ -140,13 +102,8 @@ def package(folder: Path | str, repository: Path | str, spec: PackageSpec | None
         MissingDependency: A key is given without `cryptography`.
     """
     spec = spec or PackageSpec()
-    build = _read(Path(folder), spec.key)
+    build = read_build(Path(folder), spec.key, ignore_gate=spec.ignore_gate)
     wants_onnx = spec.fallback is not None or spec.ab_percent is not None
-    if build.report.verdict == "fail" and not spec.ignore_gate:
-        raise GateError(
-            f"the accuracy gate of {folder} failed: {'; '.join(build.report.reasons)}; "
-            f"--ignore-gate packages it all the same"
-        )
     _refuse_useless(build, spec, wants_onnx=wants_onnx)
     name = spec.name or Path(folder).resolve().stem
     check_name(name)
@@ -173,21 +130,7 @@ def package(folder: Path | str, repository: Path | str, spec: PackageSpec | None
     return Package(str(repository), installed, tuple(notes))
 
 
-def _read(folder: Path, key: Path | str | None) -> _Build:
-    """Returns the build; one that is not as it was built, and signed if there is a key, is refused."""
-    manifest = read_intact_manifest(folder, key=key)
-    report = read_report(folder)
-    onnx = find_model(report, manifest.outputs)
-    for name in (report.engine.path, onnx):
-        if name not in manifest.outputs:
-            raise ArtifactError(f"{folder} has no {name} by its {NAME}; build again")
-    with refuse_damage(ArtifactError, f"{folder / onnx} is not a whole model; build again"):
-        model = ir.load(folder / onnx)
-    ports = read_inputs(model), outputs_of(model)
-    return _Build(folder, manifest, report, onnx, *ports, explain_unrunnable(model))
-
-
-def _refuse_useless(build: _Build, spec: PackageSpec, *, wants_onnx: bool) -> None:
+def _refuse_useless(build: BuiltModel, spec: PackageSpec, *, wants_onnx: bool) -> None:
     if build.is_rtx and (spec.ab_percent is not None or not wants_onnx):
         raise ArtifactError(
             f"{build.folder / ENGINE} {_RTX}; build it with --backend tensorrt on a machine like the "
@@ -204,7 +147,7 @@ def _refuse_useless(build: _Build, spec: PackageSpec, *, wants_onnx: bool) -> No
 
 
 def _entry(
-    build: _Build,
+    build: BuiltModel,
     name: str,
     backend: str,
     max_batch: int,
@@ -236,7 +179,7 @@ def _entry(
     return RepositoryEntry(config, _files(build, backend), warmup.files)
 
 
-def _as_built(build: _Build, specs: Sequence[TensorSpec]) -> Sequence[TensorSpec]:
+def _as_built(build: BuiltModel, specs: Sequence[TensorSpec]) -> Sequence[TensorSpec]:
     """Returns inputs or outputs as the engine has them."""
     major = build.report.backend.partition(" ")[2].partition(".")[0]
     if not major.isdecimal() or int(major) >= _INT64_SINCE:
@@ -244,7 +187,7 @@ def _as_built(build: _Build, specs: Sequence[TensorSpec]) -> Sequence[TensorSpec
     return [replace(spec, dtype="int32") if spec.dtype == "int64" else spec for spec in specs]
 
 
-def _files(build: _Build, backend: str) -> dict[str, PackageSource | bytes]:
+def _files(build: BuiltModel, backend: str) -> dict[str, PackageSource | bytes]:
     """Returns what a version holds: Triton wants the files of an ONNX model that has several in a folder."""
     if backend == "tensorrt":
         return {"model.plan": build.source(ENGINE)}
@@ -256,7 +199,7 @@ def _files(build: _Build, backend: str) -> dict[str, PackageSource | bytes]:
     return {**model, **script}
 
 
-def _shapes(build: _Build) -> tuple[str, ...]:
+def _shapes(build: BuiltModel) -> tuple[str, ...]:
     """Returns the engine's optimization profiles, in words."""
     cross = format_shape
     return tuple(
@@ -266,7 +209,7 @@ def _shapes(build: _Build) -> tuple[str, ...]:
     )
 
 
-def _conditions(build: _Build) -> list[str]:
+def _conditions(build: BuiltModel) -> list[str]:
     """Returns what the server must be for the engine."""
     targets = ", ".join(build.report.engine.targets) or "that of the machine it was built on"
     needed = (
@@ -278,7 +221,7 @@ def _conditions(build: _Build) -> list[str]:
 
 
 def _warmup_arrays(
-    build: _Build, spec: PackageSpec, *, batches: bool
+    build: BuiltModel, spec: PackageSpec, *, batches: bool
 ) -> tuple[Mapping[str, NDArray[Any]] | None, str]:
     """Returns real inputs for the warm-up, and how they were prepared or why there are none."""
     if spec.warmup_data is not None:
@@ -295,7 +238,7 @@ def _warmup_arrays(
         return None, f"the warm-up is made of random bits, as the calibration data is not here: {error}"
 
 
-def _first_sample(build: _Build, data: str, *, batches: bool) -> tuple[Mapping[str, NDArray[Any]], str]:
+def _first_sample(build: BuiltModel, data: str, *, batches: bool) -> tuple[Mapping[str, NDArray[Any]], str]:
     """Returns the first sample, and how it was prepared if it is a picture."""
     labels = build.manifest.find_setting("model", "evaluation", "labels")
     preprocess = build.manifest.find_setting("model", "preprocess")
