@@ -71,6 +71,11 @@ def read_picture_size(spec: TensorSpec, steps: Preprocess, usual: Sequence[int])
         )
     if height < 1 or width < 1:
         raise ArtifactError(f"{shown}: its height and width are open, and the build names none")
+    if steps.layout == "NHWC" and not all(isinstance(dim, int) for dim in spec.shape[1:]):
+        raise ArtifactError(
+            f"{shown}: its height and width are open, and nvinfer sets them (infer-dims) as C;H;W alone; fix "
+            f"them in the model"
+        )
     return channels, height, width
 
 
@@ -86,7 +91,7 @@ def list_picture_properties(steps: Preprocess, size: tuple[int, int, int]) -> di
         "net-scale-factor": f"{factor:.9g}",
         "offsets": ";".join(f"{value:.9g}" for value in offsets),
         "model-color-format": str(_COLORS[steps.channels]),
-        "infer-dims": ";".join(map(str, size)),
+        **({"infer-dims": ";".join(map(str, size))} if steps.layout == "NCHW" else {}),
         "network-input-order": str(int(steps.layout == "NHWC")),
         "maintain-aspect-ratio": str(is_letterbox),
         "symmetric-padding": str(is_letterbox),

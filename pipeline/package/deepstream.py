@@ -168,5 +168,8 @@ def _write(target: Path, build: BuiltModel, files: list[str], names: list[str] |
         if hash_file(target / name) != source.sha256:
             raise ArtifactError(f"the copy of {source.path} in {target} is damaged; look at the disk")
     if names:
-        write_atomically(target / LABELS, ";".join(names).encode() + b"\n")
+        between = (
+            ";" if f"network-type={CLASSIFIER}\n" in config else "\n"
+        )  # a line for each attribute, or class
+        write_atomically(target / LABELS, f"{between.join(names)}\n".encode())
     write_atomically(target / CONFIG, config.encode())

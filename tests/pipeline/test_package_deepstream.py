@@ -112,6 +112,10 @@ def test_labels_come_along(folder: Path, tmp_path: Path) -> None:
     assert (tmp_path / "ds/labels.txt").read_text() == ";".join(
         f"digit {number}" for number in range(10)
     ) + "\n"
+    rewrite(folder, "report.json", lambda report: report.update(metric="mean"))
+    package_deepstream(folder, tmp_path / "ds", labels=labels)
+    assert (tmp_path / "ds/labels.txt").read_text() == labels.read_text()
+    rewrite(folder, "report.json", lambda report: report.update(metric="top-1"))
     labels.write_text("one\ntwo\n")
     with pytest.raises(ArtifactError, match="there are 2 labels for the 10 classes of 'logits'"):
         package_deepstream(folder, tmp_path / "ds", labels=labels)

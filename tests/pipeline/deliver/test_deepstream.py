@@ -89,8 +89,15 @@ def test_what_nvinfer_cannot_feed_is_refused(changes: Any, steps: Any, words: st
 
 def test_the_size_is_that_of_the_input_or_of_the_profile() -> None:
     assert read_picture_size(RGB, Preprocess(), ()) == (3, 4, 6)
-    last = replace(RGB, shape=(1, "h", "w", 3))
-    assert read_picture_size(last, Preprocess(layout="NHWC"), (1, 20, 30, 3)) == (3, 20, 30)
+    free = replace(RGB, shape=(1, 3, "h", "w"))
+    assert read_picture_size(free, Preprocess(), (1, 3, 20, 30)) == (3, 20, 30)
+    last = Preprocess(layout="NHWC")
+    assert read_picture_size(replace(RGB, shape=(1, 20, 30, 3)), last, ()) == (3, 20, 30)
+    assert "infer-dims" not in list_picture_properties(replace(last, std=(1.0,)), (3, 20, 30))
+    with pytest.raises(
+        ArtifactError, match=r"nvinfer sets them \(infer-dims\) as C;H;W alone; fix them in the"
+    ):
+        read_picture_size(replace(RGB, shape=(1, "h", "w", 3)), last, (1, 20, 30, 3))
 
 
 def test_other_cuts_of_the_frame_are_told() -> None:
