@@ -11,11 +11,12 @@ JOBS ?= 3
 INPUTS ?= 10000
 KILLS ?= 60
 DOCS_VENV ?= .venv-docs
+TRITON_VENV ?= .venv-triton
 
 # Tests start hundreds of processes, which would compile every module again where images set this.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: demo test test-ray fuzz kill conformance lint docs docker-cpu clean bench-peers bench-calibration bench-accuracy
+.PHONY: demo test test-ray test-triton fuzz kill conformance lint docs docker-cpu clean bench-peers bench-calibration bench-accuracy
 
 demo: $(VENV)/.runtime
 	$(BIN)/trtq demo $(DEMO)
@@ -28,6 +29,17 @@ test: $(VENV)/.dev lint
 test-ray: $(VENV)/.dev
 	$(PIP_INSTALL) --editable ".[ray]"
 	$(BIN)/pytest tests/cluster
+
+# On a real Triton server, which the tests start on this machine and end; Python 3.12 at most, as it needs numpy below 2.
+test-triton: $(VENV)/.dev $(TRITON_VENV)/.ready
+	TRTQ_TRITON=$(TRITON_VENV) $(BIN)/pytest tests/triton
+
+# The wheel ships the server's program and its Python backend.
+$(TRITON_VENV)/.ready:
+	$(PYTHON) -m venv $(TRITON_VENV)
+	$(TRITON_VENV)/bin/python -m pip install --quiet --no-deps nvidia-pytriton==0.7.0
+	$(TRITON_VENV)/bin/python -m pip install --quiet "numpy<2" onnxruntime
+	touch $@
 
 # Damaged and absurd files for everything that reads one: INPUTS a surface, new ones each time; hours.
 fuzz: $(VENV)/.dev
@@ -97,4 +109,4 @@ $(BENCH)/models/.ready: $(BENCH)/bench/.ready benchmarks/models.txt benchmarks/m
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(DOCS_VENV) $(DEMO) build dist *.egg-info src/*.egg-info .coverage .mypy_cache .pytest_cache .ruff_cache .hypothesis .fuzz
+	rm -rf $(VENV) $(DOCS_VENV) $(TRITON_VENV) $(DEMO) build dist *.egg-info src/*.egg-info .coverage .mypy_cache .pytest_cache .ruff_cache .hypothesis .fuzz

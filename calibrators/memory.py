@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-import resource
+import ctypes
+import os
 from pathlib import Path
+from typing import Any
 
 
 def find_free_bytes(proc: Path = Path("/proc"), cgroup: Path = Path("/sys/fs/cgroup")) -> int:
     """Returns how many bytes this process can still take: of the machine, its container and its own limit."""
+    if os.name == "nt":
+        return _ask_windows("GlobalMemoryStatusEx", 64, 16)  # ullAvailPhys of MEMORYSTATUSEX
     known = [_read_bytes(proc / "meminfo", "MemAvailable"), _left_in_container(cgroup), _left_of_limit(proc)]
     return max(0, min(value for value in known if value is not None))
 
@@ -17,6 +21,9 @@ def find_peak_bytes(proc: Path = Path("/proc")) -> int:
 
     `getrusage` would count what its parent held too, which a child shares until its program is loaded.
     """
+    if os.name == "nt":
+        myself = ctypes.c_void_p(-1)
+        return _ask_windows("K32GetProcessMemoryInfo", 72, 8, myself)  # PeakWorkingSetSize
     return _read_bytes(proc / "self" / "status", "VmHWM")
 
 
@@ -39,8 +46,28 @@ def _left_in_container(cgroup: Path) -> int | None:
 
 
 def _left_of_limit(proc: Path) -> int | None:
+    try:
+        import resource
+    except ModuleNotFoundError:  # where processes have no such limit
+        return None
     limit, _ = resource.getrlimit(resource.RLIMIT_AS)
     if limit == resource.RLIM_INFINITY:
         return None
     num_pages = int((proc / "self" / "statm").read_text().split()[0])
     return limit - num_pages * resource.getpagesize()
+
+
+def _ask_windows(function: str, size: int, start: int, *first: Any) -> int:
+    """Returns the 64-bit number at a byte of a structure that a function of kernel32 fills.
+
+    Args:
+        function: Its name.
+        size: Of the structure in bytes, which is also its first field.
+        start: Where the number is.
+        first: Arguments before the structure; behind it, its size is given again.
+    """
+    buffer = ctypes.create_string_buffer(size.to_bytes(4, "little"), size)
+    call = getattr(ctypes.WinDLL("kernel32"), function)  # type: ignore[attr-defined]
+    if not call(*first, buffer, *([ctypes.c_uint32(size)] if first else [])):
+        raise OSError(f"{function} of Windows failed")
+    return int.from_bytes(buffer.raw[start : start + 8], "little")

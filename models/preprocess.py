@@ -150,7 +150,10 @@ def restore_image(sample: NDArray[Any], steps: Preprocess) -> Any:
 
     pixels = np.asarray(sample, np.float32)
     pixels = pixels.transpose(1, 2, 0) if steps.layout == "NCHW" else pixels
-    mean, std = _by_channel(steps.mean, pixels.shape[-1]), _by_channel(steps.std, pixels.shape[-1])
+    mean, std = (
+        spread_over_channels(steps.mean, pixels.shape[-1]),
+        spread_over_channels(steps.std, pixels.shape[-1]),
+    )
     pixels = (pixels * np.asarray(std, np.float32) + np.asarray(mean, np.float32)) / (steps.scale or 1.0)
     pixels = pixels[..., ::-1] if steps.channels == "BGR" else pixels
     whole = np.clip(np.rint(pixels), 0, 255).astype(np.uint8)
@@ -171,7 +174,10 @@ def _to_sample(image: Any, steps: Preprocess, size: tuple[int, int] | None, name
         pixels = np.repeat(pixels[..., None], 1 if steps.channels == "L" else 3, axis=-1)
     if steps.channels == "BGR":
         pixels = pixels[..., ::-1]
-    mean, std = _by_channel(steps.mean, pixels.shape[-1]), _by_channel(steps.std, pixels.shape[-1])
+    mean, std = (
+        spread_over_channels(steps.mean, pixels.shape[-1]),
+        spread_over_channels(steps.std, pixels.shape[-1]),
+    )
     sample = (pixels * np.float32(steps.scale) - np.asarray(mean, np.float32)) / np.asarray(std, np.float32)
     return np.ascontiguousarray(sample.transpose(2, 0, 1) if steps.layout == "NCHW" else sample, np.float32)
 
@@ -242,7 +248,12 @@ def _crop(image: Any, size: tuple[int, int], name: str) -> Any:
     return image.crop((left, top, left + width, top + height))
 
 
-def _by_channel(values: tuple[float, ...], num_channels: int) -> tuple[float, ...]:
+def spread_over_channels(values: tuple[float, ...], num_channels: int) -> tuple[float, ...]:
+    """Returns mean or std with one number a channel.
+
+    Raises:
+        DataError: They are given for another number of channels.
+    """
     if len(values) == num_channels:
         return values
     if len(set(values)) == 1:

@@ -36,6 +36,7 @@ GROUND = {
         "json",
         "kept",
         "lazy",
+        "locks",
         "numbers",
         "sums",
         "progress",
@@ -344,7 +345,8 @@ def test_a_wheel_holds_every_room(tmp_path: Path) -> None:
         "trtq/models/assets/digits.onnx",
         "trtq/models/assets/digits.npz",
     } <= names
-    page = {"page.html.jinja", "tensors.html.jinja", "page.css", "page.js"}
+    page = {"page.html.jinja", "tensors.html.jinja", "page.css", "page.js", "graph.js"}
+    page |= {path.name for path in (PACKAGE / "pipeline/deliver/html").glob("*.min.js")}
     assert {f"trtq/pipeline/deliver/html/{name}" for name in page} <= names
     assert "trtq/py.typed" in names
     assert any(name.endswith("licenses/LICENSE") for name in names)

@@ -16,6 +16,7 @@ import pytest
 from trtq import temporary
 from trtq.errors import ArtifactError
 from trtq.files import check_output, write_atomically
+from trtq.locks import lock_new, release
 from trtq.temporary import make_locked, open_temporary_file, open_temporary_folder, remove_if_dead
 
 _CHILD = """
@@ -122,7 +123,7 @@ def test_files_of_other_users_are_left_alone(output: Path, monkeypatch: pytest.M
 def test_a_file_that_another_process_took_for_dead_is_made_again(
     output: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    lock, hold, removed = temporary._lock, fcntl.flock, list[Path]()
+    lock, hold, removed = lock_new, fcntl.flock, list[Path]()
 
     def remove_before(path: Path) -> int | None:
         if not removed:
@@ -136,7 +137,7 @@ def test_a_file_that_another_process_took_for_dead_is_made_again(
             removed.append(Path(f"/proc/self/fd/{descriptor}").readlink())
             removed[1].unlink()
 
-    monkeypatch.setattr(temporary, "_lock", remove_before)
+    monkeypatch.setattr(temporary, "lock_new", remove_before)
     monkeypatch.setattr(fcntl, "flock", remove_while)
     with open_temporary_file(output) as path:
         assert path.is_file()
@@ -169,8 +170,8 @@ def test_what_is_taken_for_dead_before_it_is_locked_is_made_again(tmp_path: Path
         if path.name == "first":
             remove_if_dead(path)  # as another run may, that sees it without a lock
 
-    made, lock = make_locked(lambda: next(names), make)
-    os.close(lock)
+    made, held = make_locked(lambda: next(names), make)
+    release(held)
     assert made == tmp_path / "second"
     assert made.is_dir()
     assert not (tmp_path / "first").exists()

@@ -129,7 +129,7 @@ def sample_machine(
     pids: Iterable[int], proc: Path = Path("/proc"), system: Path = Path("/sys")
 ) -> MachineSample:
     """Returns what the counters say now; the work of this process and of `pids` is not that of others."""
-    tick = os.sysconf("SC_CLK_TCK")
+    tick = os.sysconf("SC_CLK_TCK") if hasattr(os, "sysconf") else 100
     total = _text(proc / "stat").splitlines()[:1]
     numbers = [int(word) / tick for word in total[0].split()[1:9]] if total else []
     user, nice, kernel, _, _, irq, soft, stolen = numbers if len(numbers) == 8 else [0.0] * 8
@@ -142,7 +142,7 @@ def sample_machine(
         busy_s=user + nice + kernel + irq + soft if numbers else None,
         stolen_s=stolen if numbers else None,
         own_s=sum(_used_s(proc / str(pid) / "stat", tick) for pid in {*pids, os.getpid()}),
-        load=os.getloadavg()[0],
+        load=os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0,
         cpu_mhz=sum(clocks) / len(clocks) if clocks else None,
         throttles=sum(_counts(cpus, "thermal_throttle/*_throttle_count")),
         gpu=_gpu(),

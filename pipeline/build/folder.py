@@ -16,6 +16,7 @@ from trtq.pipeline.build.command import format_command
 from trtq.pipeline.build.engine import EngineBuild
 from trtq.pipeline.build.job import Job
 from trtq.pipeline.deliver import manifest
+from trtq.pipeline.deliver.html.graph import summarize_graph
 from trtq.pipeline.deliver.html.layers import summarize_layers
 from trtq.pipeline.deliver.html.page import NAME as PAGE
 from trtq.pipeline.deliver.html.page import render_page
@@ -60,9 +61,11 @@ def write_folder(
     for name, content in job.extra_files.items():
         (stage / name).write_bytes(content)
     (stage / REPORT).write_bytes(report_to_json(report))
+    layers = summarize_layers(job.graph.model, job.placement)
     data = replace(
         tensors,
-        layers=summarize_layers(job.graph.model, job.placement),
+        layers=layers,
+        graph=summarize_graph(job.graph.model) if layers else (),
         thumbnails=draw_thumbnails(job.evaluation, report.comparison),
     )
     if data != PageData():

@@ -8,12 +8,14 @@ import os
 import re
 import secrets
 import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from trtq.errors import ArtifactError
-from trtq.files import sync_folder
+from trtq.files import sync_file, sync_folder
+from trtq.locks import release
 from trtq.pipeline.deliver.manifest import NAME, SIGNATURE, read_manifest
 from trtq.temporary import make_locked, remove_if_dead
 
@@ -36,7 +38,7 @@ def stage_folder(target: Path) -> Iterator[Path]:
         _refuse_foreign(target)
         target.parent.mkdir(parents=True, exist_ok=True)
         stem = f"{_hidden(target)}{os.getpid()}."
-        stage, lock = make_locked(
+        stage, held = make_locked(
             lambda: target.parent / f"{stem}{secrets.token_hex(8)}.partial", lambda path: path.mkdir(0o755)
         )
     try:
@@ -46,7 +48,7 @@ def stage_folder(target: Path) -> Iterator[Path]:
         raise ArtifactError(f"cannot write {target}: {error.strerror or error}") from error
     finally:
         shutil.rmtree(stage, ignore_errors=True)
-        os.close(lock)
+        release(held)
 
 
 def refuse_foreign(target: Path) -> None:
@@ -94,8 +96,7 @@ def _foreign_files(target: Path) -> list[str]:
 def _publish(stage: Path, target: Path) -> None:
     """Puts the finished folder in its place; whatever happens, the old or the new one is complete there."""
     for path in stage.iterdir():
-        with path.open("rb") as stream:
-            os.fsync(stream.fileno())
+        sync_file(path)
     sync_folder(stage)
     if target.is_dir() and not _exchange(stage, target):
         aside = stage.with_suffix(".old")
@@ -122,6 +123,8 @@ def _rename_or_exchange(stage: Path, target: Path) -> None:
 
 def _exchange(first: Path, second: Path) -> bool:
     """Swaps two folders in one step (Linux renameat2); returns whether the system and file system can."""
+    if sys.platform != "linux":
+        return False
     call = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
     if call is None:
         return False

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trtq.errors import ArtifactError, MissingDependency
+from trtq.pipeline.engine.gpu import DRIVER
 
 _RELAXED = 2
 """CU_STREAM_CAPTURE_MODE_RELAXED: other threads may call the driver meanwhile."""
@@ -25,7 +26,7 @@ MOST_RUNS = 64
 class Cuda:
     """The first GPU: its primary context in this thread, and one stream of its own."""
 
-    def __init__(self, library: str = "libcuda.so.1") -> None:
+    def __init__(self, library: str = DRIVER) -> None:
         """Takes hold of the GPU.
 
         Raises:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import ctypes
+import os
 
+DRIVER = "nvcuda.dll" if os.name == "nt" else "libcuda.so.1"
+"""The library of CUDA's driver."""
 _MAJOR, _MINOR = 75, 76
 """CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR of CUDA's driver API."""
 
@@ -11,7 +14,7 @@ _MAJOR, _MINOR = 75, 76
 def count_gpus() -> int | None:
     """Returns how many GPUs can be used; None if there is no NVIDIA driver at all."""
     try:
-        driver = ctypes.CDLL("libcuda.so.1")
+        driver = ctypes.CDLL(DRIVER)
     except OSError:
         return None
     count = ctypes.c_int(0)
@@ -32,7 +35,7 @@ def find_compute_capability() -> str:
     """Returns that of the first GPU, such as "8.9"; empty if there is none."""
     if not count_gpus():
         return ""
-    driver, device = ctypes.CDLL("libcuda.so.1"), ctypes.c_int(0)
+    driver, device = ctypes.CDLL(DRIVER), ctypes.c_int(0)
     numbers = (ctypes.c_int(0), ctypes.c_int(0))
     if driver.cuDeviceGet(ctypes.byref(device), 0) != 0:
         return ""

@@ -101,6 +101,8 @@ if TYPE_CHECKING:
     from trtq.pipeline.package import Package as Package
     from trtq.pipeline.package import PackageSpec as PackageSpec
     from trtq.pipeline.package import package as package
+    from trtq.pipeline.package.deepstream import DeepStreamPackage as DeepStreamPackage
+    from trtq.pipeline.package.deepstream import package_deepstream as package_deepstream
     from trtq.pipeline.plan import MemoryPlan as MemoryPlan
     from trtq.pipeline.plan import Sizes as Sizes
     from trtq.pipeline.plan import plan_model as plan_model

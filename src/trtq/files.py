@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import os
 import shutil
@@ -11,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from trtq.errors import ArtifactError, TrtqError, UsageError, quote
+from trtq.locks import CAN_LOCK, lock
 from trtq.temporary import open_temporary_file
 
 _BLOCK_BYTES = 1 << 22
@@ -70,8 +70,7 @@ def copy_atomically(source: Path, path: Path) -> None:
     try:
         with open_temporary_file(path) as temporary:
             shutil.copyfile(source, temporary)
-            with temporary.open("rb") as file:
-                os.fsync(file.fileno())
+            sync_file(temporary)
             temporary.replace(path)
     except OSError as error:
         raise ArtifactError(
@@ -80,24 +79,42 @@ def copy_atomically(source: Path, path: Path) -> None:
         ) from error
 
 
+def sync_file(path: Path) -> None:
+    """Has the disk keep the content of a file.
+
+    Raises:
+        OSError: It cannot be opened or written.
+    """
+    with path.open("r+b") as file:  # Windows writes nothing to the disk that is open for reading alone
+        os.fsync(file.fileno())
+
+
 @contextlib.contextmanager
 def lock_file(path: Path) -> Iterator[None]:
-    """Holds a lock on a folder or file, made if there is none; it ends with this process whatever happens."""
+    """Holds a lock on a folder or file, made if there is none; it ends with this process whatever happens.
+
+    Windows has none: there, nobody waits for another one.
+    """
+    if not CAN_LOCK:
+        yield
+        return
     flags = os.O_RDONLY if path.is_dir() else os.O_RDWR | os.O_CREAT
     descriptor = os.open(path, flags, 0o666)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        lock(descriptor)
         yield
     finally:
         os.close(descriptor)
 
 
 def sync_folder(folder: Path) -> None:
-    """Has the disk keep what was made, renamed or removed in a folder.
+    """Has the disk keep what was made, renamed or removed in a folder, unless this is Windows.
 
     Raises:
         OSError: It cannot be opened or written.
     """
+    if not CAN_LOCK:
+        return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

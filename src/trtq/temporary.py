@@ -6,7 +6,6 @@ dead, and the next run that would put something of the same name there removes i
 
 from __future__ import annotations
 
-import fcntl
 import os
 import re
 import secrets
@@ -19,6 +18,7 @@ from functools import cache
 from pathlib import Path
 
 from trtq.errors import ArtifactError
+from trtq.locks import CAN_LOCK, lock, lock_new, release
 
 
 @contextmanager
@@ -36,7 +36,7 @@ def open_temporary_folder(beside: Path | None = None) -> Iterator[Path]:
     try:
         stem = "trtq" if beside is None else f".{beside.name}"
         _clear_once(parent.absolute(), stem)
-        folder, lock = make_locked(lambda: _name_new(parent, stem), lambda path: path.mkdir(0o700))
+        folder, held = make_locked(lambda: _name_new(parent, stem), lambda path: path.mkdir(0o700))
     except OSError as error:
         advice = "make room, or set TMPDIR to another folder" if beside is None else "make it writable"
         raise ArtifactError(f"cannot write to {parent}: {error.strerror}; {advice}") from error
@@ -44,7 +44,7 @@ def open_temporary_folder(beside: Path | None = None) -> Iterator[Path]:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-        os.close(lock)
+        release(held)
 
 
 @contextmanager
@@ -57,21 +57,21 @@ def open_temporary_file(beside: Path) -> Iterator[Path]:
     # Not `tempfile`, whose files only their owner may read.
     stem = f".{beside.name}"
     _clear_once(beside.parent.absolute(), stem)
-    path, lock = make_locked(lambda: _name_new(beside.parent, stem), lambda path: path.touch(exist_ok=False))
+    path, held = make_locked(lambda: _name_new(beside.parent, stem), lambda path: path.touch(exist_ok=False))
     try:
         yield path
     finally:
         with suppress(OSError):  # after a rename there is none
             path.unlink()
-        os.close(lock)
+        release(held)
 
 
 def _name_new(parent: Path, stem: str) -> Path:
     return parent / f"{stem}.{secrets.token_hex(4)}.tmp"
 
 
-def make_locked(name: Callable[[], Path], make: Callable[[Path], None]) -> tuple[Path, int]:
-    """Returns what is made under a new name, and the descriptor that holds its lock.
+def make_locked(name: Callable[[], Path], make: Callable[[Path], None]) -> tuple[Path, int | None]:
+    """Returns what is made under a new name, and the descriptor that holds its lock, for `release`.
 
     Args:
         name: Returns another name each time: what is not locked yet may be taken for dead and removed.
@@ -80,28 +80,16 @@ def make_locked(name: Callable[[], Path], make: Callable[[Path], None]) -> tuple
     while True:
         path = name()
         make(path)
-        if (lock := _lock(path)) is not None:
-            return path, lock
-
-
-def _lock(path: Path) -> int | None:
-    """Returns a descriptor with the lock of a new file; None if another process took it for dead."""
-    try:
-        descriptor = os.open(path, os.O_RDONLY)
-    except FileNotFoundError:
-        return None
-    with suppress(OSError):  # where a file system has no locks, nothing is removed
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-    with suppress(FileNotFoundError):
-        if os.path.samestat(path.stat(), os.fstat(descriptor)):
-            return descriptor
-    os.close(descriptor)
-    return None
+        held = lock_new(path) if CAN_LOCK else None
+        if held is not None or not CAN_LOCK:
+            return path, held
 
 
 @cache
 def _clear_once(parent: Path, stem: str) -> None:
     """Removes what dead processes left in a folder; once in a process, since a folder may be large."""
+    if not CAN_LOCK:  # nobody can tell what is dead
+        return
     name = re.compile(rf"{re.escape(stem)}\.[0-9a-f]{{8}}\.tmp")
     with suppress(OSError):
         for left in [entry.path for entry in os.scandir(parent) if name.fullmatch(entry.name)]:
@@ -122,15 +110,18 @@ def _remove_dead(left: Path) -> None:
 def remove_if_dead(path: Path) -> None:
     """Removes a file or folder unless a process, in this container or another one, holds its lock.
 
-    The lock is held until it is gone, so that nobody takes it for a new one of its own meanwhile.
+    The lock is held until it is gone, so that nobody takes it for a new one of its own meanwhile. Where there
+    are no locks, nothing is removed.
     """
+    if not CAN_LOCK:
+        return
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError:  # it is gone, or no concern of ours
         return
     try:
         with suppress(OSError):  # also where a file system has no locks: nobody can tell
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock(descriptor, waits=False)
             shutil.rmtree(path) if path.is_dir() else path.unlink()
     finally:
         os.close(descriptor)

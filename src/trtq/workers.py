@@ -206,7 +206,7 @@ def count_cores(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
     """Returns how many cores this process may use, within the quota of its container (cgroup version 2)."""
     if _limit is not None:
         return _limit
-    allowed = len(os.sched_getaffinity(0))
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     try:
         quota, period = (cgroup / "cpu.max").read_text().split()
     except OSError:

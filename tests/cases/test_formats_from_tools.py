@@ -246,7 +246,7 @@ def test_nvfp4_of_modelopt_runs_in_nvfp4_and_is_compared_but_not_packaged(tmp_pa
     (reason,) = report.reasons
     assert "was compared with itself" in reason
     with pytest.raises(ArtifactError, match=r"which ONNX Runtime cannot run; leave --fallback and --ab out"):
-        package(tmp_path / "out", tmp_path / "repository", PackageSpec(fallback=True))
+        package(tmp_path / "out", tmp_path / "repository", PackageSpec(fallback="onnxruntime"))
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -12,13 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 from google.protobuf import text_format
+from rewritten import rewrite
 from tritonclient.grpc import model_config_pb2
 
 from trtq.errors import ArtifactError, DataError, GateError, UsageError
 from trtq.files import hash_file
 from trtq.models.spec import AccuracySpec, CalibrationSpec, ModelSpec, QuantizationSpec
 from trtq.pipeline.build import build
-from trtq.pipeline.deliver.manifest import read_manifest, to_json
 from trtq.pipeline.deliver.triton.config import Serving
 from trtq.pipeline.deliver.triton.pbtxt import parse
 from trtq.pipeline.engine.target import Target
@@ -60,18 +59,6 @@ def folder(onnx_folder: Path) -> Path:
 def config_of(done: Package, name: str) -> Any:
     text = (Path(done.repository) / name / "config.pbtxt").read_text()
     return text_format.Parse(text, model_config_pb2.ModelConfig())
-
-
-def rewrite(folder: Path, name: str, change: Callable[[dict[str, Any]], None]) -> None:
-    """Changes a JSON file of a build folder, and its digest in the manifest."""
-    document = json.loads((folder / name).read_text())
-    change(document)
-    (folder / name).write_text(json.dumps(document))
-    if name == "manifest.json":
-        (folder / name).write_bytes(to_json(read_manifest(folder)))
-    else:
-        digest = hash_file(folder / name)
-        rewrite(folder, "manifest.json", lambda manifest: manifest["outputs"].update({name: digest}))
 
 
 def test_an_engine_gets_a_configuration_that_triton_reads(folder: Path, tmp_path: Path) -> None:
@@ -150,7 +137,7 @@ def test_tensorrt_8_has_no_int64(path_of: Callable[..., Path], install: Install,
         calibration=CalibrationSpec(data=str(tmp_path / "ids.npz")), accuracy=AccuracySpec(min_cosine=-1)
     )
     folder = Path(build(model, spec=spec, target=Target(backend="tensorrt")).output)
-    options = PackageSpec(name="ids", fallback=True, ignore_gate=True)
+    options = PackageSpec(name="ids", fallback="onnxruntime", ignore_gate=True)
     done = package(folder, tmp_path / "models", options)
     old, new = (config_of(done, name) for name in ("ids", "ids_onnx"))
     assert (old.input[0].data_type, new.input[0].data_type) == (8, 9)  # TYPE_INT32, TYPE_INT64
@@ -175,7 +162,33 @@ def test_a_build_for_onnx_runtime_is_served_by_it(onnx_folder: Path, tmp_path: P
     assert config_of(done, "model").backend == "onnxruntime"
     assert (tmp_path / "models/model/1/model.onnx").is_file()
     with pytest.raises(UsageError, match="is for ONNX Runtime as it is; leave --fallback and --ab out"):
-        package(onnx_folder, tmp_path / "models", PackageSpec(fallback=True))
+        package(onnx_folder, tmp_path / "models", PackageSpec(fallback="onnxruntime"))
+
+
+def test_the_python_backend_runs_the_model_of_any_build(folder: Path, tmp_path: Path) -> None:
+    spec = PackageSpec(fallback="python")
+    done = package(folder, tmp_path / "models", spec)
+    assert [(name, config_of(done, name).backend) for name in ("model", "model_onnx")] == [
+        ("model", "tensorrt"), ("model_onnx", "python"),
+    ]  # fmt: skip
+    read = config_of(done, "model_onnx")
+    assert (read.platform, read.instance_group[0].Kind.Name(read.instance_group[0].kind)) == ("", "KIND_CPU")
+    assert read.optimization.graph.level == -1
+    assert {path.name for path in (tmp_path / "models/model_onnx/1").iterdir()} == {
+        "model.onnx", "model.py", "__pycache__",
+    }  # fmt: skip
+    rewrite(folder, "report.json", lambda report: report.update(backend="tensorrt-rtx 1.7.1"))
+    assert [item.name for item in package(folder, tmp_path / "rtx", spec).models] == ["model_onnx"]
+
+
+def test_a_build_for_onnx_runtime_is_served_by_the_python_backend(onnx_folder: Path, tmp_path: Path) -> None:
+    done = package(onnx_folder, tmp_path / "models", PackageSpec(fallback="python"))
+    assert [item.name for item in done.models] == ["model"]
+    assert config_of(done, "model").backend == "python"
+    with pytest.raises(ArtifactError, match="backend is python, not onnxruntime"):
+        package(onnx_folder, tmp_path / "models")
+    with pytest.raises(UsageError, match="--fallback is one of onnxruntime, python, got 'torch'"):
+        PackageSpec(fallback="torch")
 
 
 def test_weights_in_a_second_file_come_along(onnx_folder: Path, tmp_path: Path) -> None:
@@ -194,7 +207,7 @@ def test_an_engine_of_tensorrt_rtx_is_not_for_triton(folder: Path, tmp_path: Pat
             ArtifactError, match="was built by TensorRT-RTX, and Triton's TensorRT backend is"
         ):
             package(folder, tmp_path / "models", spec)
-    done = package(folder, tmp_path / "models", PackageSpec(fallback=True))
+    done = package(folder, tmp_path / "models", PackageSpec(fallback="onnxruntime"))
     assert [item.name for item in done.models] == ["model_onnx"]
     assert any("the Q/DQ model alone was packaged" in note for note in done.notes)
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from trtq import lazy
 from trtq.numbers import format_bytes, format_seconds
 from trtq.pipeline.deliver.html import charts, numbers, rows, view
+from trtq.pipeline.deliver.html.graph import list_nodes
 from trtq.pipeline.deliver.html.thumbnails import NUM_WORST
 from trtq.pipeline.deliver.manifest import Manifest
 from trtq.pipeline.deliver.report import Report
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from trtq.pipeline.judge.sensitivity import Sensitivity
 
 NAME = "report.html"
+LAYOUT = "dagre.min.js"
+"""Lays graphs out. setup.py fetches it by npm; without it the page draws no graph."""
 _FOLDER = Path(__file__).parent
 _NUM_SHOWN = 12
 """Tensors and layers that are open at first; the others are behind a click."""
@@ -43,7 +46,10 @@ def render_page(
         seen: The tensors and layers.
         measured: What each layer costs alone, if it was measured.
     """
-    style, script = ((_FOLDER / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
+    style = (_FOLDER / "page.css").read_text(encoding="utf-8")
+    nodes = list_nodes(seen, manifest) if seen.graph and (_FOLDER / LAYOUT).exists() else []
+    names = (*([LAYOUT, "graph.js"] if nodes else []), "page.js")
+    script = "\n".join((_FOLDER / name).read_text(encoding="utf-8") for name in names)
     template = _environment().get_template("page.html.jinja")
     text = template.render(
         report=report,
@@ -58,6 +64,7 @@ def render_page(
         settings=json.dumps(manifest.settings, indent=1, default=str, sort_keys=True),
         layers=rows.list_layer_rows(seen, manifest, measured),
         cards=rows.list_cards(seen),
+        nodes=nodes,
         num_shown=_NUM_SHOWN,
         num_worst=NUM_WORST,
         view=view,

@@ -83,6 +83,23 @@ class LayerSummary:
 
 
 @dataclass(frozen=True, slots=True)
+class GraphNode:
+    """A node of the graph that is quantized.
+
+    Attributes:
+        name: Of the node; of the tensor where it stands for an input or output of the model.
+        op_type: Its type; "input" or "output".
+        inputs: The tensors that it reads; weights and constants are left out.
+        outputs: The tensors that it computes.
+    """
+
+    name: str
+    op_type: str
+    inputs: tuple[str, ...] = ()
+    outputs: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class PageData:
     """What was seen of a model; without tensors no data was: the ranges were given, or are TensorRT's affair.
 
@@ -92,6 +109,8 @@ class PageData:
         method: The name of the one that was asked for; empty if it is none of them.
         layers: All quantized nodes, in graph order.
         thumbnails: JPEGs in base64 of the pictures among the worst samples, by their names.
+        graph: All nodes, in graph order, with the model's inputs first and its outputs last; none if no layer
+            is quantized.
     """
 
     tensors: tuple[TensorSummary, ...] = ()
@@ -99,6 +118,7 @@ class PageData:
     method: str = ""
     layers: tuple[LayerSummary, ...] = ()
     thumbnails: Mapping[str, str] = field(default_factory=dict)
+    graph: tuple[GraphNode, ...] = ()
 
 
 FILE = FileKind(PageData, "file of tensors", "trtq build", "tensors")

@@ -296,10 +296,10 @@ def _switch(ready: _Ready) -> InstalledModel:
     if (stage / WARMUP).is_dir():
         (model / WARMUP).mkdir(exist_ok=True)
         for path in (stage / WARMUP).iterdir():
-            path.rename(model / WARMUP / path.name)
+            path.replace(model / WARMUP / path.name)
     steps = [CONFIG, str(ready.installed.version)]
     for name in steps if ready.config_first else reversed(steps):
         if (stage / name).exists():
-            (stage / name).rename(model / name)
+            (stage / name).replace(model / name)
     sync_folder(model)
     return ready.installed

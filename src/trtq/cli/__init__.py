@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import importlib
+import io
 import os
 import signal
 import sys
@@ -36,7 +37,7 @@ _COMMANDS = {
     "run": "Run what was built on data, and write its outputs.",
     "report": "Write the page of a build again, with the measured cost of each layer.",
     "bench": "Measure how fast models and engines are, side by side.",
-    "package": "Add a build to a model repository of the Triton Inference Server.",
+    "package": "Add a build to a model repository of Triton, or write it for DeepStream.",
     "lint": "Show what TensorRT refuses in a Q/DQ model or runs in float, and the repair.",
     "cache": "Show, convert, compare and write TensorRT's calibration caches.",
     "migrate": "Carry a model and its calibration cache over to Q/DQ, without data.",
@@ -57,9 +58,21 @@ def _interrupt(signum: int, frame: object) -> None:
 def _interrupt_again(unraisable: sys.UnraisableHookArgs) -> None:
     """Interrupts anew, in a moment, where Python drops an interruption: while it clears a generator away."""
     if issubclass(unraisable.exc_type, KeyboardInterrupt):
-        signal.setitimer(signal.ITIMER_REAL, 0.05)
+        _set_alarm(0.05)
     else:
         sys.__unraisablehook__(unraisable)
+
+
+def _print_what_can_be_printed() -> None:
+    """Has "?" printed for what stdout has no character for, as code pages of Windows have no bars."""
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.encoding.lower().replace("-", "") != "utf8":
+        sys.stdout.reconfigure(errors="replace")
+
+
+def _set_alarm(seconds: float) -> None:
+    """Interrupts this process in so many seconds, 0: not any more; Windows has no such alarm."""
+    if hasattr(signal, "setitimer"):
+        signal.setitimer(signal.ITIMER_REAL, seconds)
 
 
 def _imported(name: str) -> ModuleType:
@@ -159,14 +172,16 @@ class _LazyGroup(GuessingGroup):
     def invoke(self, ctx: click.Context) -> Any:
         """Runs the command; its expected failures end it without a traceback."""
         signal.signal(signal.SIGTERM, _interrupt)
-        signal.signal(signal.SIGALRM, _interrupt)
+        if hasattr(signal, "SIGALRM"):
+            signal.signal(signal.SIGALRM, _interrupt)
         hook, sys.unraisablehook = sys.unraisablehook, _interrupt_again
+        _print_what_can_be_printed()
         os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # ONNX Runtime 1.31 and later report their use
         try:
             with _one_line(ctx), _keep_stdout(is_json=ctx.meta[_AS_JSON]):
                 return super().invoke(ctx)
         finally:
-            signal.setitimer(signal.ITIMER_REAL, 0)  # too late to interrupt what is done
+            _set_alarm(0)  # too late to interrupt what is done
             sys.unraisablehook = hook
 
 

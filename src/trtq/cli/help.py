@@ -47,7 +47,7 @@ _GROUPS: Mapping[str, tuple[str, ...]] = {
     ),
     "Server": (
         "--triton", "--name", "--fallback", "--ab", "--max-batch", "--max-queue-delay", "--instances",
-        "--serve-versions", "--warmup-data",
+        "--serve-versions", "--warmup-data", "--deepstream", "--label-file",
     ),
     "Settings": ("--preset", "--spec", "--trust", "--key", "--ignore-gate", "--check"),
     "Workers": ("--workers", "--worker-cpus", "--autoscaling", "--on", "--jobs", "--memory"),

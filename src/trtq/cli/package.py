@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 from rich.text import Text
 
 from trtq.cli import options
@@ -15,7 +17,8 @@ from trtq.cli.help import GroupedCommand
 from trtq.cli.tables import create_table
 from trtq.errors import UsageError
 from trtq.pipeline.deliver.triton.config import Serving
-from trtq.pipeline.package import Package, PackageSpec, package
+from trtq.pipeline.package import FALLBACKS, Package, PackageSpec, package
+from trtq.pipeline.package.deepstream import package_deepstream
 
 
 @click.command("package", cls=GroupedCommand)
@@ -23,14 +26,25 @@ from trtq.pipeline.package import Package, PackageSpec, package
 @click.option(
     "--triton",
     metavar="REPO",
-    required=True,
     help="Triton's model repository: a local folder, made if there is none.",
+)
+@click.option(
+    "--deepstream",
+    type=click.Path(path_type=Path),
+    metavar="FOLDER",
+    help="A folder for config_infer_primary.txt of DeepStream's nvinfer, and what it names.",
+)
+@click.option(
+    "--label-file",
+    type=click.Path(path_type=Path),
+    help="For --deepstream: names of the classes, one a line.",
 )
 @click.option("--name", help="Name of the model.  [default: the folder's, without .trtq]")
 @click.option(
     "--fallback",
-    type=click.Choice(["onnxruntime"]),
-    help="Also add the folder's ONNX model for Triton's ONNX Runtime backend, as NAME_onnx.",
+    type=click.Choice(FALLBACKS),
+    help="Also add the folder's ONNX model, as NAME_onnx: for Triton's ONNX Runtime backend, or for its "
+    "Python backend, where the package onnxruntime runs it.",
 )
 @click.option(
     "--ab",
@@ -73,21 +87,33 @@ from trtq.pipeline.package import Package, PackageSpec, package
 @options.json_option
 @click.option("-q", "--quiet", is_flag=True, help="Print errors only.")
 def command(folder: Path, **given: Any) -> None:
-    """Add a build to a model repository of the Triton Inference Server, as a new version.
+    """Add a build to a model repository of Triton, or write it for DeepStream.
 
-    Writes config.pbtxt (batching, the engine's profile, warm-up with real data) and the engine. A folder that
-    has changed since the build is refused. A version appears whole or not at all and never replaces another.
-    A configuration that somebody has edited is kept; one of another model is refused.
+    For Triton, as a new version: config.pbtxt (batching, the engine's profile, warm-up with real data) and
+    the engine. A folder that has changed since the build is refused. A version appears whole or not at all
+    and never replaces another. A configuration that somebody has edited is kept; one of another model is
+    refused.
+
+    For DeepStream: config_infer_primary.txt of nvinfer, from how the build prepares pictures, and the files
+    that it names.
 
     \b
       trtq package model.trtq --triton models/ --name classifier
       trtq package model.trtq --triton models/ --fallback onnxruntime --ab 10
+      trtq package model.trtq --deepstream nvinfer/
     """
+    if (given["triton"] is None) == (given["deepstream"] is None):
+        raise UsageError("give one of --triton and --deepstream")
+    if given["deepstream"] is not None:
+        _package_deepstream(folder, given)
+        return
+    if given["label_file"] is not None:
+        raise UsageError("--label-file is for --deepstream")
     versions = _count(given["serve_versions"])
     serving = Serving(given["max_batch"], given["max_queue_delay"], given["instances"], versions)
     spec = PackageSpec(
         given["name"],
-        given["fallback"] is not None,
+        given["fallback"],
         given["ab"],
         given["warmup_data"],
         given["ignore_gate"],
@@ -99,6 +125,24 @@ def command(folder: Path, **given: Any) -> None:
         print_json(asdict(packaged))
     elif not given["quiet"]:
         _print(packaged)
+
+
+def _package_deepstream(folder: Path, given: Mapping[str, Any]) -> None:
+    context = click.get_current_context()
+    own = ("deepstream", "label_file", "key", "ignore_gate", "as_json", "quiet", "folder")
+    for name in given:
+        if name not in own and context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
+            raise UsageError(f"--{name.replace('_', '-')} is for --triton")
+    options = {"labels": given["label_file"], "key": given["key"], "ignore_gate": given["ignore_gate"]}
+    written = package_deepstream(folder, given["deepstream"], **options)
+    if given["as_json"]:
+        print_json(asdict(written))
+    elif not given["quiet"]:
+        console = open_console()
+        for name in written.files:
+            console.print(Text(f"wrote {Path(written.folder) / name}"), soft_wrap=True)
+        for note in written.notes:
+            console.print(Text(f"note: {note}", style="dim"), soft_wrap=True)
 
 
 def _count(text: str) -> int | None:

@@ -8,22 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx_ir as ir
 from numpy.typing import NDArray
 
 from trtq.calibrators.sources import open_batches
-from trtq.errors import ArtifactError, DataError, GateError, UsageError
-from trtq.files import refuse_damage
+from trtq.errors import ArtifactError, DataError, UsageError
 from trtq.models.preprocess import Preprocess, describe
-from trtq.models.signature import TensorSpec, outputs_of, read_inputs
-from trtq.models.spec import InputSpec
+from trtq.models.signature import TensorSpec
 from trtq.models.toml import read_table
 from trtq.numbers import format_shape
-from trtq.pipeline.deliver.integrity import read_intact_manifest
-from trtq.pipeline.deliver.manifest import NAME, Manifest
 from trtq.pipeline.deliver.names import ENGINE
-from trtq.pipeline.deliver.report import Report, find_model, read_report
 from trtq.pipeline.deliver.triton.config import ModelConfig, Serving, find_largest_batch, list_ports
+from trtq.pipeline.deliver.triton.python_model import SCRIPT, list_script_files, refuse_bfloat16
 from trtq.pipeline.deliver.triton.repository import (
     InstalledModel,
     PackageSource,
@@ -31,11 +26,14 @@ from trtq.pipeline.deliver.triton.repository import (
     check_name,
     install,
 )
-from trtq.pipeline.deliver.triton.router import SCRIPT, write_router
+from trtq.pipeline.deliver.triton.router import SCRIPT as ROUTER
+from trtq.pipeline.deliver.triton.router import write_router
 from trtq.pipeline.deliver.triton.warmup import Warmup, make_warmup
 from trtq.pipeline.engine.profiles import list_profiles
-from trtq.pipeline.graph.foreign_operators import explain_unrunnable
+from trtq.pipeline.package.source import BuiltModel, read_build
 
+FALLBACKS = ("onnxruntime", "python")
+"""The backends of Triton that can run an ONNX model: its own one, and the package of the same name."""
 _INT64_SINCE = 10
 """The first TensorRT that has INT64; before, its parser makes INT32 of it, in inputs and outputs too."""
 _RTX = (
@@ -50,7 +48,8 @@ class PackageSpec:
 
     Attributes:
         name: Of the model; None: the folder's, without its suffix.
-        fallback: Whether the ONNX model is added for Triton's ONNX Runtime backend, as `<name>_onnx`.
+        fallback: The backend of Triton that runs the ONNX model, which is added as `<name>_onnx`:
+            "onnxruntime", or "python", where the package onnxruntime runs it; None: it is not added.
         ab_percent: How many of a hundred requests a third model, `<name>_ab`, sends to that; None: there is
             no third.
         warmup_data: Data for the warm-up; None: the calibration data of the build, where it still is.
@@ -60,7 +59,7 @@ class PackageSpec:
     """
 
     name: str | None = None
-    fallback: bool = False
+    fallback: str | None = None
     ab_percent: float | None = None
     warmup_data: str | None = None
     ignore_gate: bool = False
@@ -68,6 +67,8 @@ class PackageSpec:
     serving: Serving = field(default_factory=Serving)
 
     def __post_init__(self) -> None:
+        if self.fallback not in (None, *FALLBACKS):
+            raise UsageError(f"--fallback is one of {', '.join(FALLBACKS)}, got {self.fallback!r}")
         if self.ab_percent is not None and not 0 <= self.ab_percent <= 100:
             raise UsageError(f"--ab is a percentage, 0 to 100, got {self.ab_percent:g}")
 
@@ -79,38 +80,6 @@ class Package:
     repository: str
     models: tuple[InstalledModel, ...]
     notes: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class _Build:
-    """A build folder that is as its manifest says, and what its model takes and gives."""
-
-    folder: Path
-    manifest: Manifest
-    report: Report
-    onnx: str
-    inputs: tuple[TensorSpec, ...]
-    outputs: tuple[TensorSpec, ...]
-    unrunnable: str = ""
-
-    @property
-    def has_plan(self) -> bool:
-        return self.report.engine.path == ENGINE
-
-    @property
-    def is_rtx(self) -> bool:
-        return self.has_plan and self.report.backend.startswith("tensorrt-rtx ")
-
-    @property
-    def profiles(self) -> Mapping[str, InputSpec]:
-        return {name: item.hull for name, item in self.report.engine.profiles.items()}
-
-    @property
-    def usual_batch(self) -> int:
-        return min((profile.opt[0] for profile in self.profiles.values()), default=1)
-
-    def source(self, name: str) -> PackageSource:
-        return PackageSource(self.folder / name, self.manifest.outputs[name])
 
 
 def package(folder: Path | str, repository: Path | str, spec: PackageSpec | None = None) -> Package:
@@ -133,13 +102,8 @@ def package(folder: Path | str, repository: Path | str, spec: PackageSpec | None
         MissingDependency: A key is given without `cryptography`.
     """
     spec = spec or PackageSpec()
-    build = _read(Path(folder), spec.key)
-    wants_onnx = spec.fallback or spec.ab_percent is not None
-    if build.report.verdict == "fail" and not spec.ignore_gate:
-        raise GateError(
-            f"the accuracy gate of {folder} failed: {'; '.join(build.report.reasons)}; "
-            f"--ignore-gate packages it all the same"
-        )
+    build = read_build(Path(folder), spec.key, ignore_gate=spec.ignore_gate)
+    wants_onnx = spec.fallback is not None or spec.ab_percent is not None
     _refuse_useless(build, spec, wants_onnx=wants_onnx)
     name = spec.name or Path(folder).resolve().stem
     check_name(name)
@@ -155,49 +119,35 @@ def package(folder: Path | str, repository: Path | str, spec: PackageSpec | None
         notes += _conditions(build)
     if not build.has_plan or wants_onnx:
         second = f"{name}_onnx" if build.has_plan else name
-        entries.append(_entry(build, second, "onnxruntime", max_batch, arrays, spec))
+        entries.append(_entry(build, second, spec.fallback or "onnxruntime", max_batch, arrays, spec))
     if build.is_rtx:
         notes.append(f"{build.folder / ENGINE} {_RTX}: the Q/DQ model alone was packaged")
     if spec.ab_percent is not None:
         router = write_router(f"{name}_ab", (entries[0].config, entries[1].config), spec.ab_percent)
-        entries.append(RepositoryEntry(router, {"model.py": SCRIPT.encode()}))
+        entries.append(RepositoryEntry(router, list_script_files(ROUTER)))
     installed = install(Path(repository), tuple(entries))
     notes += [f"{item.name}/config.pbtxt was edited and is kept" for item in installed if item.keeps_config]
     return Package(str(repository), installed, tuple(notes))
 
 
-def _read(folder: Path, key: Path | str | None) -> _Build:
-    """Returns the build; one that is not as it was built, and signed if there is a key, is refused."""
-    manifest = read_intact_manifest(folder, key=key)
-    report = read_report(folder)
-    onnx = find_model(report, manifest.outputs)
-    for name in (report.engine.path, onnx):
-        if name not in manifest.outputs:
-            raise ArtifactError(f"{folder} has no {name} by its {NAME}; build again")
-    with refuse_damage(ArtifactError, f"{folder / onnx} is not a whole model; build again"):
-        model = ir.load(folder / onnx)
-    ports = read_inputs(model), outputs_of(model)
-    return _Build(folder, manifest, report, onnx, *ports, explain_unrunnable(model))
-
-
-def _refuse_useless(build: _Build, spec: PackageSpec, *, wants_onnx: bool) -> None:
+def _refuse_useless(build: BuiltModel, spec: PackageSpec, *, wants_onnx: bool) -> None:
     if build.is_rtx and (spec.ab_percent is not None or not wants_onnx):
         raise ArtifactError(
             f"{build.folder / ENGINE} {_RTX}; build it with --backend tensorrt on a machine like the "
-            f"server's, or package its Q/DQ model for Triton's ONNX Runtime backend, with "
-            f"--fallback onnxruntime"
+            f"server's, or package its Q/DQ model for Triton's ONNX Runtime or Python backend, with "
+            f"--fallback onnxruntime or --fallback python"
         )
     if wants_onnx and build.unrunnable:
         raise ArtifactError(
             f"{build.folder / build.onnx}: {build.unrunnable}, which ONNX Runtime cannot run; "
             f"leave --fallback and --ab out"
         )
-    if wants_onnx and not build.has_plan:
+    if not build.has_plan and (spec.fallback == "onnxruntime" or spec.ab_percent is not None):
         raise UsageError(f"{build.folder} is for ONNX Runtime as it is; leave --fallback and --ab out")
 
 
 def _entry(
-    build: _Build,
+    build: BuiltModel,
     name: str,
     backend: str,
     max_batch: int,
@@ -209,6 +159,8 @@ def _entry(
         list_ports(_as_built(build, specs) if backend == "tensorrt" else specs, batches=batches)
         for specs in (build.inputs, build.outputs)
     )
+    if backend == "python":
+        refuse_bfloat16((*inputs, *outputs))
     usual = min(build.usual_batch, max_batch)
     warmup: Warmup = make_warmup(inputs, arrays, build.profiles, (max_batch, usual))
     config = ModelConfig(
@@ -222,12 +174,12 @@ def _entry(
         warmup.messages,
         comments=_shapes(build),
         num_profiles=max(1, len(list_profiles(build.report.engine.profiles))),
-        is_exact=backend == "onnxruntime" and build.has_plan,  # the gate saw it with each node as it stands
+        is_exact=backend != "tensorrt" and build.has_plan,  # the gate saw it with each node as it stands
     )
     return RepositoryEntry(config, _files(build, backend), warmup.files)
 
 
-def _as_built(build: _Build, specs: Sequence[TensorSpec]) -> Sequence[TensorSpec]:
+def _as_built(build: BuiltModel, specs: Sequence[TensorSpec]) -> Sequence[TensorSpec]:
     """Returns inputs or outputs as the engine has them."""
     major = build.report.backend.partition(" ")[2].partition(".")[0]
     if not major.isdecimal() or int(major) >= _INT64_SINCE:
@@ -235,17 +187,19 @@ def _as_built(build: _Build, specs: Sequence[TensorSpec]) -> Sequence[TensorSpec
     return [replace(spec, dtype="int32") if spec.dtype == "int64" else spec for spec in specs]
 
 
-def _files(build: _Build, backend: str) -> dict[str, PackageSource | bytes]:
+def _files(build: BuiltModel, backend: str) -> dict[str, PackageSource | bytes]:
     """Returns what a version holds: Triton wants the files of an ONNX model that has several in a folder."""
     if backend == "tensorrt":
         return {"model.plan": build.source(ENGINE)}
+    script = list_script_files(SCRIPT) if backend == "python" else {}
     data = f"{build.onnx}.data"
     if data not in build.manifest.outputs:
-        return {"model.onnx": build.source(build.onnx)}
-    return {"model.onnx/model.onnx": build.source(build.onnx), f"model.onnx/{data}": build.source(data)}
+        return {"model.onnx": build.source(build.onnx), **script}
+    model = {"model.onnx/model.onnx": build.source(build.onnx), f"model.onnx/{data}": build.source(data)}
+    return {**model, **script}
 
 
-def _shapes(build: _Build) -> tuple[str, ...]:
+def _shapes(build: BuiltModel) -> tuple[str, ...]:
     """Returns the engine's optimization profiles, in words."""
     cross = format_shape
     return tuple(
@@ -255,7 +209,7 @@ def _shapes(build: _Build) -> tuple[str, ...]:
     )
 
 
-def _conditions(build: _Build) -> list[str]:
+def _conditions(build: BuiltModel) -> list[str]:
     """Returns what the server must be for the engine."""
     targets = ", ".join(build.report.engine.targets) or "that of the machine it was built on"
     needed = (
@@ -267,7 +221,7 @@ def _conditions(build: _Build) -> list[str]:
 
 
 def _warmup_arrays(
-    build: _Build, spec: PackageSpec, *, batches: bool
+    build: BuiltModel, spec: PackageSpec, *, batches: bool
 ) -> tuple[Mapping[str, NDArray[Any]] | None, str]:
     """Returns real inputs for the warm-up, and how they were prepared or why there are none."""
     if spec.warmup_data is not None:
@@ -284,7 +238,7 @@ def _warmup_arrays(
         return None, f"the warm-up is made of random bits, as the calibration data is not here: {error}"
 
 
-def _first_sample(build: _Build, data: str, *, batches: bool) -> tuple[Mapping[str, NDArray[Any]], str]:
+def _first_sample(build: BuiltModel, data: str, *, batches: bool) -> tuple[Mapping[str, NDArray[Any]], str]:
     """Returns the first sample, and how it was prepared if it is a picture."""
     labels = build.manifest.find_setting("model", "evaluation", "labels")
     preprocess = build.manifest.find_setting("model", "preprocess")
