@@ -252,11 +252,12 @@ class _Copy:
     file: IO[bytes]
     size: int
     sha256: str
+    _lock: Any = field(default_factory=Lock, repr=False, compare=False)
 
     def read(self, start: int, stop: int) -> bytes:
-        with open(f"/proc/self/fd/{self.file.fileno()}", "rb") as stream:  # noqa: PTH123 - with its own place
-            stream.seek(start)
-            return stream.read(stop - start)
+        with self._lock:  # several may read it, and it has one place
+            self.file.seek(start)
+            return self.file.read(stop - start)
 
 
 def _copy(remote: RemoteFile) -> _Copy:
