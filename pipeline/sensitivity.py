@@ -40,6 +40,7 @@ from trtq.pipeline.judge.score import Labels, load_labels
 from trtq.pipeline.judge.sensitivity import (
     LayerSensitivity,
     Sensitivity,
+    count_at_a_time,
     measure_groups,
     read_sensitivity,
     split_in_groups,
@@ -193,9 +194,11 @@ class _Group:
     mixtures: Mapping[str, Mapping[str, str]]
 
 
-def _list_groups(every: Mapping[str, str], rest: Sequence[str], *, with_all: bool) -> Iterator[_Group]:
+def _list_groups(
+    every: Mapping[str, str], rest: Sequence[str], at_a_time: int, *, with_all: bool
+) -> Iterator[_Group]:
     """Yields the groups that are measured in one pass each; with the first all layers together, if asked."""
-    for names in split_in_groups(rest, mixtures_each=2):
+    for names in split_in_groups(rest, mixtures_each=2, at_a_time=at_a_time):
         mixtures = {_ALONE + name: {name: every[name]} for name in names}
         mixtures |= {
             _WITHOUT + name: {other: form for other, form in every.items() if other != name} for name in names
@@ -213,7 +216,8 @@ def _measure_rest(
     rest = [name for name in work.session.layers if name not in done]
     num_samples = work.batches.num_samples
     watcher.stage("Measuring layers", None if num_samples is None else len(rest) * num_samples)
-    groups = [*_list_groups(every, rest, with_all=state.all_quantized is None)]
+    at_a_time = count_at_a_time(workers, work.labels)
+    groups = [*_list_groups(every, rest, at_a_time, with_all=state.all_quantized is None)]
     measured = measure_groups(
         work.session if workers is None else work.session.share(workers),
         [group.mixtures for group in groups],
