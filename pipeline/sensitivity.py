@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -51,6 +52,8 @@ from trtq.pipeline.judge.witness import check_against_file
 from trtq.progress import Watcher, choose_watcher
 from trtq.workers import Workers
 
+_SAVE_SECONDS = 5.0
+"""How often the result so far is written: after every group, the time would grow with the square of them."""
 _ALL, _ALONE, _WITHOUT = "all quantized", "alone: ", "without: "
 
 
@@ -66,7 +69,7 @@ def sensitivity(
 ) -> Sensitivity:
     """Returns what each layer that `build` would quantize costs: alone, and with all the others.
 
-    Every few layers the result so far is written to `output`; the same call then goes on from there, or
+    Every few seconds the result so far is written to `output`; the same call then goes on from there, or
     returns at once what is complete.
 
     Args:
@@ -226,23 +229,34 @@ def _measure_rest(
         lambda index, num_samples: watcher.advance(num_samples * len(groups[index].names)),
         workers,
     )
-    for group, found in zip(groups, measured, strict=True):
-        effects = found.effects
-        layers = (
-            LayerSensitivity(
-                name, op_types[name], work.macs.get(name, 0), effects[_ALONE + name], effects[_WITHOUT + name]
+    written, saved = state, time.monotonic()
+    try:
+        for group, found in zip(groups, measured, strict=True):
+            effects = found.effects
+            layers = (
+                LayerSensitivity(
+                    name,
+                    op_types[name],
+                    work.macs.get(name, 0),
+                    effects[_ALONE + name],
+                    effects[_WITHOUT + name],
+                )
+                for name in group.names
             )
-            for name in group.names
-        )
-        state = replace(
-            state,
-            num_samples=found.num_samples,
-            total_macs=sum(work.macs.values()),
-            float_score=found.float_score,
-            all_quantized=effects.get(_ALL, state.all_quantized),
-            layers=(*state.layers, *layers),
-        )
-        write_atomically(path, to_json(state))
+            state = replace(
+                state,
+                num_samples=found.num_samples,
+                total_macs=sum(work.macs.values()),
+                float_score=found.float_score,
+                all_quantized=effects.get(_ALL, state.all_quantized),
+                layers=(*state.layers, *layers),
+            )
+            if time.monotonic() - saved >= _SAVE_SECONDS:
+                write_atomically(path, to_json(state))
+                written, saved = state, time.monotonic()
+    finally:
+        if state is not written:
+            write_atomically(path, to_json(state))
     return state
 
 
