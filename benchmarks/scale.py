@@ -15,7 +15,7 @@ of workers at which it works all the time.
 
 The layers of a net of 60 MatMul are measured by one process of one core, by two and by four: `trtq
 sensitivity`. Seconds are told of one and two. What four need if each had a core of its own follows from
-processor seconds: those of the driver, and then a quarter of those of the four, which get as many layers each.
+processor seconds: those of the driver, then a quarter of those of the four, which get as many layers each.
 What the driver holds is the largest resident memory of processes of their own that take and add the counts of
 4 to 256 parts.
 """
