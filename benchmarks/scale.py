@@ -3,19 +3,21 @@ r"""What sharing work over a Ray cluster costs a task, and how far it scales: me
     pip install -e '.[ray]'
     .venv/bin/python benchmarks/scale.py model.onnx calibration.npz --output benchmarks/results/scale.json
 
-A cluster of one node with one core is started here for the measurement, and ended. One pass over the data by
-this process, one by a worker of the cluster, and empty tasks give: what a worker needs longer than this
-process, what the driver does for each part of the data (handing it out, taking and adding its counts), and
-what a part costs beside its samples (opening a session and looking at the first feed).
+A cluster of one node with one core is started here for the measurement, and ended. One pass over the data
+by this process, and one by a worker of the cluster, tell what a worker needs longer than this process. Passes
+in few and in many parts tell what a part costs beside its samples, and a pass over one feed what a worker
+needs before its first part (fetching the model, looking at the first feed, opening a session). Empty tasks
+and a merge tell what the driver does for each part (handing it out, taking and adding its counts).
 
 Then a pass of an hour on one core is simulated for 1 to 256 workers: parts are handed out in order, each to
 the first worker that is free; the driver does one thing at a time. Where the driver saturates is the number
 of workers at which it works all the time.
 
-The layers of a net of 60 MatMul are measured by one process of one core and by two: `trtq sensitivity`. What
-is not shared (opening the model, ranges, merging) takes the same with any number, so that the time with four
-follows from the two. What the driver holds is the largest resident memory of processes of their own that take
-and add the counts of 4 to 256 parts.
+The layers of a net of 60 MatMul are measured by one process of one core, by two and by four: `trtq
+sensitivity`. Seconds are told of one and two. What four need if each had a core of its own follows from
+processor seconds: those of the driver, then a quarter of those of the four, which get as many layers each.
+What the driver holds is the largest resident memory of processes of their own that take and add the counts of
+4 to 256 parts.
 """
 
 from __future__ import annotations
@@ -23,13 +25,15 @@ from __future__ import annotations
 import argparse
 import heapq
 import json
+import multiprocessing
+import os
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -40,15 +44,22 @@ from onnx import helper, numpy_helper
 from tools import circumstances
 
 import trtq
+from trtq.calibrators.observe import PassControl
+from trtq.calibrators.parts import Checkpoint, SharedPass, observe_parts
 from trtq.calibrators.statistics_file import merge_statistics, statistics_to_bytes
 from trtq.cluster import Ray
+from trtq.models.packed import pack
+from trtq.pipeline.calibrate import CalibrationSetup, open_calibration
 from trtq.pipeline.calibrate.data import ObserveOptions
+from trtq.pipeline.graph.fp4 import without_fp4
+from trtq.progress import Silent
 from trtq.workers import Processes, limit_cores
 
 WORKERS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 _PASS_SECONDS = 3600.0
 _PARTS_EACH = 4
 _ROUNDS = 3
+_FEW, _MANY = 4, 16
 _LAYERS, _WIDTH, _SAMPLES = 60, 256, 256
 _PARTS = (4, 16, 64, 256)
 _DRIVER = """
@@ -66,9 +77,10 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
 
 @dataclass(frozen=True, slots=True)
 class Costs:
-    """Seconds: of the driver for a part, and of a worker for a part beside its samples."""
+    """Seconds: of the driver for a part, of a worker once, and of a worker for a part beside its samples."""
 
     driver_s: float
+    start_s: float
     part_s: float
 
 
@@ -80,7 +92,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True)
     arguments = parser.parse_args()
     measured = measure(arguments.model, arguments.data)
-    costs = Costs(measured["driver_s"], measured["part_s"])
+    costs = Costs(measured["driver_s"], measured["start_s"], measured["part_s"])
     simulated = [simulate(costs, count) for count in WORKERS]
     result = {
         "circumstances": circumstances(("trtq",)),
@@ -99,7 +111,7 @@ def simulate(costs: Costs, count: int) -> dict[str, Any]:
     """Returns how long a pass takes with so many workers, and how many times faster than with one process."""
     parts = _PARTS_EACH * count
     each = _PASS_SECONDS / parts + costs.part_s
-    free, driver, ends = [0.0] * count, 0.0, list[float]()
+    free, driver, ends = [costs.start_s] * count, 0.0, list[float]()
     for _ in range(parts):
         driver += costs.driver_s / 2  # handing out
         start = max(driver, heapq.heappop(free))
@@ -131,8 +143,12 @@ def measure(model: Path, data: Path) -> dict[str, Any]:
         for _ in range(_ROUNDS):
             here.append(_time(observe))
             there.append(_time(lambda: observe(how=ObserveOptions(workers=workers))))
-        sixteenth = _median(lambda: observe(how=ObserveOptions(shard=(1, 16))))
-        whole = statistics.median(here)
+        subject = open_calibration(model, spec=spec)
+        one = subject.batches.first(1)
+        few, many, start = (
+            _median(partial(_observe_in_parts, replace(subject, batches=batches), workers, number))
+            for batches, number in ((subject.batches, _FEW), (subject.batches, _MANY), (one, 1))
+        )
         return {
             "pass_here_s": here,
             "pass_by_worker_s": there,
@@ -140,15 +156,23 @@ def measure(model: Path, data: Path) -> dict[str, Any]:
             "empty_task_s": empty,
             "merge_s": merge,
             "driver_s": empty + merge,
-            "part_s": max(0.0, (16 * sixteenth - whole) / 15),
+            "start_s": start,
+            "part_s": max(0.0, (many - few) / (_MANY - _FEW)),
         }
     finally:
         ray.shutdown()
         cluster.shutdown()
 
 
+def _observe_in_parts(subject: CalibrationSetup, workers: Ray, number: int) -> None:
+    tensors = tuple(subject.placement.activations)
+    packed = pack(without_fp4(subject.graph.model))
+    work = SharedPass(packed, subject.graph.sha256, tensors, subject.batches, PassControl(), number)
+    observe_parts(work, workers, Checkpoint(), Silent())
+
+
 def measure_sensitivity() -> dict[str, Any]:
-    """Returns what one process and two take, of a core each, and how many times as fast four would be."""
+    """Returns what one process, two and four take, of a core each."""
     limit_cores(1)
     with tempfile.TemporaryDirectory() as place:
         model, data = Path(place, "net.onnx"), Path(place, "data.npz")
@@ -166,12 +190,36 @@ def measure_sensitivity() -> dict[str, Any]:
             workers = Processes(number) if number > 1 else None
             return _time(lambda: trtq.sensitivity(model, spec=spec, output=output, workers=workers))
 
+        def spend(number: int) -> tuple[float, float]:
+            """Returns the processor seconds of the driver, and of the processes together."""
+            before, driver = _read_processes(), time.process_time()
+            take(number)
+            driver = time.process_time() - driver
+            after = _read_processes()
+            return driver, sum(after.values()) - sum(before[pid] for pid in after)
+
         take(2)  # the processes start
         rounds = [(take(1), take(2)) for _ in range(_ROUNDS)]
+        take(4)
+        spent = [(*spend(1), *spend(4)) for _ in range(_ROUNDS)]
     one, two = (statistics.median(each) for each in zip(*rounds, strict=True))
-    shared = 2 * (one - two)
-    four = one - shared + shared / 4
-    return {"layers": _LAYERS, "rounds_s": rounds, "two_times": one / two, "four_times_simulated": one / four}
+    fours = [{"one": alone, "driver": driver, "four": four} for alone, _, driver, four in spent]
+    return {
+        "layers": _LAYERS,
+        "rounds_s": rounds,
+        "two_times": one / two,
+        "processor_s": fours,
+        "four_times": statistics.median(each["one"] / (each["driver"] + each["four"] / 4) for each in fours),
+    }
+
+
+def _read_processes() -> dict[int, float]:
+    """Returns the processor seconds of the processes that do the work, by their number."""
+    found = dict[int, float]()
+    for process in multiprocessing.active_children():
+        fields = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
+        found[int(process.pid or 0)] = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    return found
 
 
 def _make_net() -> onnx.ModelProto:

@@ -33,7 +33,7 @@ from trtq.calibrators import observe, survey
 from trtq.calibrators.accumulator import Accumulator
 from trtq.calibrators.guard import create_guard
 from trtq.calibrators.plan import plan_passes
-from trtq.calibrators.taps import open_taps
+from trtq.calibrators.taps import TapsOpener, open_taps
 from trtq.models.session import SessionOptions
 from trtq.pipeline.calibrate import CalibrationSetup, open_calibration
 
@@ -149,7 +149,7 @@ def begin(subject: CalibrationSetup, *, is_blind: bool) -> Pass:
         return open_taps(model, tensors, guard.watched, engine, guard.doubtful)
 
     taps = observe._GuardedTaps(open_guarded, guard, may_widen=True)
-    observer = observe._Observer(model, guard, plan, seen, observe.PassControl())
+    observer = observe._Observer(model, TapsOpener(model), guard, plan, seen, observe.PassControl())
     taken = time.process_time() - start
     parts = list(islice(observer._split(iter(batches), float("inf")), 64))
 

@@ -67,6 +67,10 @@ class MagnitudeGuard:
     proven: Mapping[str, float]
     _lock: Lock = field(default_factory=Lock)
 
+    def restart(self) -> MagnitudeGuard:
+        """Returns the same guard, which remembers nothing of the batches that follow here."""
+        return MagnitudeGuard(self.subject, self.watched, self.doubtful, self.proven)
+
     def proves(self, magnitudes: Mapping[str, float], arrays: Mapping[str, NDArray[Any]]) -> bool:
         """Returns whether one batch stays inside FP16 where nobody looks.
 

@@ -69,7 +69,7 @@ class Table:
     def filled(self) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
         """Returns the bins that are not empty, ascending, and their counts: shape (filled,) each."""
         sums = self._counts[:NUM_BINS] if self._earlier is None else self._sums()
-        bins = np.flatnonzero(sums)
+        bins = np.flatnonzero(sums != 0)  # which NumPy looks through many times as fast
         return bins.astype(np.int32), sums[bins].astype(np.int64)
 
     def extremes(self) -> tuple[float, float]:

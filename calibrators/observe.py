@@ -11,7 +11,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from threading import Lock
 from typing import Any
 
@@ -25,7 +25,7 @@ from trtq.calibrators.guard import MagnitudeGuard, create_guard
 from trtq.calibrators.plan import PassPlan, plan_passes
 from trtq.calibrators.statistics import Statistics
 from trtq.calibrators.survey import Survey, measure_inputs, refuse_unknown, survey
-from trtq.calibrators.taps import Taps, open_taps
+from trtq.calibrators.taps import Taps, TapsOpener
 from trtq.errors import DataError, ModelError
 from trtq.models.session import SessionOptions
 from trtq.progress import Silent
@@ -82,27 +82,98 @@ def observe(
         MissingDependency: The device is not there.
     """
     control = control or PassControl()
+    return prepare_pass(model, tensors, batches, control).observe(control.shard, progress)
+
+
+def prepare_pass(
+    model: ir.Model, tensors: Sequence[str], batches: Batches, control: PassControl
+) -> PreparedPass:
+    """Returns a pass of which all parts can be observed; its first feed is looked at.
+
+    Args:
+        model: The float graph; it is not changed.
+        tensors: Names of float tensors of the graph.
+        batches: The data, checked against the model.
+        control: How the pass is made; its part counts for nothing.
+
+    Raises:
+        DataError, ModelError, MissingDependency: As `observe`.
+    """
     refuse_unknown(model, tensors)
-    seen = Accumulator(tensors, [str(value.name) for value in model.graph.inputs], control.earlier)
-    if not tensors and not control.watches_all:
-        for feed in batches.shard(*control.shard):
-            seen.finish(feed, ())
-            progress(feed.num_samples)
-        return seen.statistics(control.shard[0], is_whole=True)
-    if (first := next(iter(batches), None)) is not None:
-        computed = [name for name in tensors if name not in first.arrays]
-        found, may_split = _survey_feed(model, computed, first, control.device, _may_split(model, batches))
-        seen.raise_magnitudes(found.magnitudes)
-        sizes = {name: found.sizes.get(name, 0) for name in tensors}
-        plan = plan_passes(sizes, seen.feeds, may_split, control.memory_bytes)
-        if plan.note:
-            control.note(plan.note)
-        inputs = _select_inputs(model, first.arrays)
-        guard = create_guard(model, tensors, inputs, seen.magnitudes, may_widen=len(plan.groups) < 2)
-        observer = _Observer(model, guard, plan, seen, control)
-        for group in plan.groups or ((),):
-            observer.observe(group, batches, progress)
-    return seen.statistics(control.shard[0], is_whole=True)
+    first = next(iter(batches), None) if tensors or control.watches_all else None
+    start = None if first is None else _start(model, tensors, batches, first, control)
+    return PreparedPass(model, tuple(tensors), batches, control, TapsOpener(model), start)
+
+
+@dataclass(frozen=True, slots=True)
+class _Start:
+    """What the first feed of the data shows, and what follows from it.
+
+    Attributes:
+        magnitudes: Of all tensors.
+        plan: How the passes are made.
+        guard: What every part begins with.
+    """
+
+    magnitudes: Mapping[str, float]
+    plan: PassPlan
+    guard: MagnitudeGuard
+
+
+def _start(
+    model: ir.Model, tensors: Sequence[str], batches: Batches, first: Feed, control: PassControl
+) -> _Start:
+    seen = _accumulate(model, tensors, control)
+    computed = [name for name in tensors if name not in first.arrays]
+    found, may_split = _survey_feed(model, computed, first, control.device, _may_split(model, batches))
+    seen.raise_magnitudes(found.magnitudes)
+    sizes = {name: found.sizes.get(name, 0) for name in tensors}
+    plan = plan_passes(sizes, seen.feeds, may_split, control.memory_bytes)
+    if plan.note:
+        control.note(plan.note)
+    inputs = _select_inputs(model, first.arrays)
+    guard = create_guard(model, tensors, inputs, seen.magnitudes, may_widen=len(plan.groups) < 2)
+    return _Start(found.magnitudes, plan, guard)
+
+
+def _accumulate(model: ir.Model, tensors: Sequence[str], control: PassControl) -> Accumulator:
+    return Accumulator(tensors, [str(value.name) for value in model.graph.inputs], control.earlier)
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedPass:
+    """A pass over the data, of which each part shows the same wherever and whenever it is observed.
+
+    Attributes:
+        model: The float graph.
+        tensors: What is observed of it.
+        batches: The data.
+        control: How the pass is made.
+        opener: Of the sessions.
+        start: What the first feed shows; None if no tensor is looked at.
+    """
+
+    model: ir.Model
+    tensors: tuple[str, ...]
+    batches: Batches
+    control: PassControl
+    opener: TapsOpener
+    start: _Start | None
+
+    def observe(self, shard: tuple[int, int], progress: Progress = lambda _: None) -> Statistics:
+        """Returns the statistics of one part of the data, of so many; see `observe`."""
+        seen, start = _accumulate(self.model, self.tensors, self.control), self.start
+        if start is None:
+            for feed in self.batches.shard(*shard):
+                seen.finish(feed, ())
+                progress(feed.num_samples)
+            return seen.statistics(shard[0], is_whole=True)
+        seen.raise_magnitudes(start.magnitudes)
+        control = replace(self.control, shard=shard)
+        observer = _Observer(self.model, self.opener, start.guard.restart(), start.plan, seen, control)
+        for group in start.plan.groups or ((),):
+            observer.observe(group, self.batches, progress)
+        return seen.statistics(shard[0], is_whole=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +189,7 @@ class _MicroBatch:
 @dataclass(frozen=True, slots=True)
 class _Observer:
     model: ir.Model
+    opener: TapsOpener
     guard: MagnitudeGuard
     plan: PassPlan
     seen: Accumulator
@@ -132,7 +204,7 @@ class _Observer:
 
         def open_guarded(guard: MagnitudeGuard) -> Taps:
             watched = guard.watched if watches else ()
-            return open_taps(self.model, group, watched, engine, guard.doubtful)
+            return self.opener.open(group, watched, engine, guard.doubtful)
 
         taps = _GuardedTaps(open_guarded, self.guard, may_widen=len(plan.groups) < 2)
         start = self.seen.feeds[group[0]] if group else 0

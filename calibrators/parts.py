@@ -12,7 +12,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from trtq.calibrators.batches import Batches
-from trtq.calibrators.observe import PassControl, observe
+from trtq.calibrators.observe import PassControl, PreparedPass, observe, prepare_pass
 from trtq.calibrators.statistics import Histogram, Statistics, StatisticsSource
 from trtq.calibrators.statistics_file import (
     merge_statistics,
@@ -24,7 +24,7 @@ from trtq.errors import ArtifactError
 from trtq.files import write_atomically
 from trtq.models.packed import PackedModel, pack
 from trtq.progress import Silent, Watcher
-from trtq.workers import Shared, Workers
+from trtq.workers import Shared, Workers, make_once
 
 _PARTS_EACH = 4
 """Parts for each worker, so that a slow one holds up little."""
@@ -135,9 +135,12 @@ def _observe_missing(work: SharedPass, workers: Workers, merged: Statistics | No
 def _observe_part(shared: Shared[SharedPass], part: int) -> Statistics:
     """Returns what one part of the data shows; this runs on a worker."""
     work = shared()
-    control = replace(work.control, shard=(part, work.num_parts))
-    seen = observe(work.model.unpack(), work.tensors, work.batches, control=control)
+    seen = make_once(_prepare, shared).observe((part, work.num_parts))
     return replace(seen, source=describe_source(work.model_sha256, work.batches, work.num_parts))
+
+
+def _prepare(work: SharedPass) -> PreparedPass:
+    return prepare_pass(work.model.unpack(), work.tensors, work.batches, work.control)
 
 
 def _add(merged: Statistics | None, part: Statistics, wanted: StatisticsSource) -> Statistics:

@@ -60,10 +60,17 @@ class Histogram:
 
     def merged(self, other: Histogram) -> Histogram:
         """Returns the histogram of the values of both."""
-        bins, places = np.unique(np.concatenate([self.bins, other.bins]), return_inverse=True)
-        counts = np.zeros(bins.size, np.int64)
-        np.add.at(counts, places, np.concatenate([self.counts, other.counts]))
-        return Histogram(bins, counts, min(self.minimum, other.minimum), max(self.maximum, other.maximum))
+        last = max((int(bins[-1]) for bins in (self.bins, other.bins) if bins.size), default=-1)
+        counts = np.zeros(last + 1, np.int64)
+        counts[self.bins] = self.counts
+        counts[other.bins] += other.counts
+        bins = np.flatnonzero(counts != 0)
+        return Histogram(
+            bins.astype(np.int32),
+            counts[bins],
+            min(self.minimum, other.minimum),
+            max(self.maximum, other.maximum),
+        )
 
     def points(self, per_octave: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Returns the centres of bins above 2**-40 and their counts: float64, ascending, shape (points,).

@@ -11,6 +11,8 @@ import onnx
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from trtq.models.skeleton import write_skeleton
+
 _SMALL_BYTES = 4096
 """What is smaller may be a shape or an axis, which ONNX Runtime wants to see in the model."""
 _IN_MEMORY = "in-memory"
@@ -44,16 +46,17 @@ def pack(model: ir.Model, keeps: Callable[[ir.Value], bool] = lambda _: False) -
         model: The model.
         keeps: Whether a weight stays in the model.
     """
-    skeleton, weights = model.clone(), dict[str, NDArray[Any]]()
-    for name, value in skeleton.graph.initializers.items():
+    held, weights = dict[str, ir.TensorProtocol](), dict[str, NDArray[Any]]()
+    for name, value in model.graph.initializers.items():
         tensor = value.const_value
-        if tensor is None or tensor.nbytes < _SMALL_BYTES or keeps(value):
+        if tensor is None:
+            continue
+        held[name] = tensor
+        if tensor.nbytes < _SMALL_BYTES or keeps(value):
             continue
         if tensor.dtype is ir.DataType.STRING or tensor.dtype.numpy().isbuiltin != 1:
             continue  # which is no array, or one that only another package knows
         weights[name] = np.ascontiguousarray(tensor.numpy())
         shape = ir.Shape(tensor.shape.numpy())
-        value.const_value = ir.ExternalTensor(
-            _IN_MEMORY, 0, tensor.nbytes, tensor.dtype, shape=shape, name=name
-        )
-    return PackedModel(ir.to_proto(skeleton).SerializeToString(), weights)
+        held[name] = ir.ExternalTensor(_IN_MEMORY, 0, tensor.nbytes, tensor.dtype, shape=shape, name=name)
+    return PackedModel(write_skeleton(model, held).SerializeToString(), weights)

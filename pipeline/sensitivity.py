@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -40,6 +41,7 @@ from trtq.pipeline.judge.score import Labels, load_labels
 from trtq.pipeline.judge.sensitivity import (
     LayerSensitivity,
     Sensitivity,
+    count_at_a_time,
     measure_groups,
     read_sensitivity,
     split_in_groups,
@@ -50,6 +52,8 @@ from trtq.pipeline.judge.witness import check_against_file
 from trtq.progress import Watcher, choose_watcher
 from trtq.workers import Workers
 
+_SAVE_SECONDS = 5.0
+"""How often the result so far is written: after every group, the time would grow with the square of them."""
 _ALL, _ALONE, _WITHOUT = "all quantized", "alone: ", "without: "
 
 
@@ -65,7 +69,7 @@ def sensitivity(
 ) -> Sensitivity:
     """Returns what each layer that `build` would quantize costs: alone, and with all the others.
 
-    Every few layers the result so far is written to `output`; the same call then goes on from there, or
+    Every few seconds the result so far is written to `output`; the same call then goes on from there, or
     returns at once what is complete.
 
     Args:
@@ -193,9 +197,11 @@ class _Group:
     mixtures: Mapping[str, Mapping[str, str]]
 
 
-def _list_groups(every: Mapping[str, str], rest: Sequence[str], *, with_all: bool) -> Iterator[_Group]:
+def _list_groups(
+    every: Mapping[str, str], rest: Sequence[str], at_a_time: int, *, with_all: bool
+) -> Iterator[_Group]:
     """Yields the groups that are measured in one pass each; with the first all layers together, if asked."""
-    for names in split_in_groups(rest, mixtures_each=2):
+    for names in split_in_groups(rest, mixtures_each=2, at_a_time=at_a_time):
         mixtures = {_ALONE + name: {name: every[name]} for name in names}
         mixtures |= {
             _WITHOUT + name: {other: form for other, form in every.items() if other != name} for name in names
@@ -213,7 +219,8 @@ def _measure_rest(
     rest = [name for name in work.session.layers if name not in done]
     num_samples = work.batches.num_samples
     watcher.stage("Measuring layers", None if num_samples is None else len(rest) * num_samples)
-    groups = [*_list_groups(every, rest, with_all=state.all_quantized is None)]
+    at_a_time = count_at_a_time(workers, work.labels)
+    groups = [*_list_groups(every, rest, at_a_time, with_all=state.all_quantized is None)]
     measured = measure_groups(
         work.session if workers is None else work.session.share(workers),
         [group.mixtures for group in groups],
@@ -222,23 +229,34 @@ def _measure_rest(
         lambda index, num_samples: watcher.advance(num_samples * len(groups[index].names)),
         workers,
     )
-    for group, found in zip(groups, measured, strict=True):
-        effects = found.effects
-        layers = (
-            LayerSensitivity(
-                name, op_types[name], work.macs.get(name, 0), effects[_ALONE + name], effects[_WITHOUT + name]
+    written, saved = state, time.monotonic()
+    try:
+        for group, found in zip(groups, measured, strict=True):
+            effects = found.effects
+            layers = (
+                LayerSensitivity(
+                    name,
+                    op_types[name],
+                    work.macs.get(name, 0),
+                    effects[_ALONE + name],
+                    effects[_WITHOUT + name],
+                )
+                for name in group.names
             )
-            for name in group.names
-        )
-        state = replace(
-            state,
-            num_samples=found.num_samples,
-            total_macs=sum(work.macs.values()),
-            float_score=found.float_score,
-            all_quantized=effects.get(_ALL, state.all_quantized),
-            layers=(*state.layers, *layers),
-        )
-        write_atomically(path, to_json(state))
+            state = replace(
+                state,
+                num_samples=found.num_samples,
+                total_macs=sum(work.macs.values()),
+                float_score=found.float_score,
+                all_quantized=effects.get(_ALL, state.all_quantized),
+                layers=(*state.layers, *layers),
+            )
+            if time.monotonic() - saved >= _SAVE_SECONDS:
+                write_atomically(path, to_json(state))
+                written, saved = state, time.monotonic()
+    finally:
+        if state is not written:
+            write_atomically(path, to_json(state))
     return state
 
 

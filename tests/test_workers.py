@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from trtq.errors import WorkerError
-from trtq.workers import Processes, Threads, Workers, count_cores, start_in_background
+from trtq.workers import Processes, Threads, Workers, count_cores, make_once, start_in_background
 
 
 def test_a_call_that_is_begun_goes_on_and_is_made_once() -> None:
@@ -44,6 +44,18 @@ def test_a_process_ends_before_a_call_that_is_begun_and_is_not_waited_for() -> N
         "start_in_background(threading.Event().wait)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_what_is_made_of_a_shared_value_is_made_once_for_all_tasks() -> None:
+    seen: list[list[int]] = []
+
+    def make(value: list[int]) -> int:
+        seen.append(value)
+        return sum(value)
+
+    for shared in (Threads().share([1, 2]), Threads().share([1, 2])):  # two values, though they are equal
+        assert [make_once(make, shared) for _ in range(3)] == [3, 3, 3]
+    assert seen == [[1, 2], [1, 2]]
 
 
 def test_results_come_in_the_order_of_the_items() -> None:

@@ -13,7 +13,7 @@ from trtq.calibrators.observe import Progress
 from trtq.models.spec import AccuracySpec
 from trtq.pipeline.judge.costs import FLOAT, Costs
 from trtq.pipeline.judge.score import Labels
-from trtq.pipeline.judge.sensitivity import Effect, measure, measure_groups, split_in_groups
+from trtq.pipeline.judge.sensitivity import Effect, count_at_a_time, measure, measure_groups, split_in_groups
 from trtq.pipeline.judge.switchable import Switchable
 from trtq.workers import Workers
 
@@ -55,7 +55,8 @@ class EffectMeter:
         followers: Layers that have the format of another one, by their names.
         labels: Where the labels are, and how answers are scored.
         progress: Called after every batch.
-        samples_run: How often a sample went through the model.
+        samples_run: How often a sample goes through the model where one process measures: a search that is
+            bounded by it chooses the same with any workers.
         workers: Who share the measurements; None: this process.
     """
 
@@ -74,7 +75,8 @@ class EffectMeter:
 
     def measure_alone(self, pairs: Sequence[Step], batches: Batches) -> dict[Step, Effect]:
         """Returns the effect of each of these layers alone in this format, and all others in float."""
-        parts = [*split_in_groups(pairs, mixtures_each=1)]
+        at_a_time = count_at_a_time(self.workers, self.labels)
+        parts = [*split_in_groups(pairs, mixtures_each=1, at_a_time=at_a_time)]
         groups = [{str(index): self._spread(pair) for index, pair in enumerate(part)} for part in parts]
         measured = measure_groups(
             self.session,
@@ -85,10 +87,12 @@ class EffectMeter:
             self.workers,
             for_gate=True,
         )
-        found: dict[Step, Effect] = {}
+        found, num_samples = dict[Step, Effect](), 0
         for part, seen in zip(parts, measured, strict=True):
-            self.samples_run += seen.num_samples * (len(part) + 1)
             found |= {pair: seen.effects[str(index)] for index, pair in enumerate(part)}
+            num_samples = seen.num_samples
+        passes = sum(len(part) + 1 for part in split_in_groups(pairs, mixtures_each=1))
+        self.samples_run += num_samples * passes
         return found
 
     def _spread(self, pair: Step) -> dict[str, str]:

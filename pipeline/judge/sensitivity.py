@@ -246,11 +246,30 @@ def to_effect(
     return Effect(wholes, score, parts)
 
 
-def split_in_groups(names: Iterable[_Name], *, mixtures_each: int) -> Iterator[Sequence[_Name]]:
-    """Yields as many names at a time as are measured in one pass over the data."""
-    size, found = _AT_ONCE // mixtures_each, list(names)
-    for start in range(0, len(found), size):
-        yield found[start : start + size]
+def split_in_groups(
+    names: Iterable[_Name], *, mixtures_each: int, at_a_time: int = 1
+) -> Iterator[Sequence[_Name]]:
+    """Yields as many names as are measured in one pass over the data, in groups of the same size or one less.
+
+    Args:
+        names: What is measured.
+        mixtures_each: How many mixtures measure one of them.
+        at_a_time: How many groups are measured at a time: they are a multiple of it, so that nobody waits for
+            the last ones.
+    """
+    found = list(names)
+    needed = math.ceil(len(found) / (_AT_ONCE // mixtures_each))
+    number = min(len(found), math.ceil(needed / at_a_time) * at_a_time)
+    start = 0
+    for index in range(number):
+        stop = start + len(found) // number + (index < len(found) % number)
+        yield found[start:stop]
+        start = stop
+
+
+def count_at_a_time(workers: Workers | None, labels: Labels | None) -> int:
+    """Returns how many groups are measured at a time: one where a metric of the user's own is called here."""
+    return 1 if workers is None or (labels is not None and labels.is_own) else workers.count()
 
 
 FILE = FileKind(Sensitivity, "file of sensitivities", "trtq sensitivity", "sensitivity", has_null=True)

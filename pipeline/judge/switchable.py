@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
@@ -12,8 +13,8 @@ from numpy.typing import NDArray
 
 from trtq.calibrators.ranges import Ranges
 from trtq.models.packed import PackedModel, pack
-from trtq.models.runner import create_runner
-from trtq.models.session import Session, SessionPort, open_session
+from trtq.models.runner import MovableSession, PlainSession, create_runner
+from trtq.models.session import SessionPort, open_session
 from trtq.pipeline.graph.edit import GraphEditor, map_values
 from trtq.pipeline.graph.fp4 import without_fp4
 from trtq.pipeline.graph.opset import convert_opset, read_opset
@@ -34,14 +35,14 @@ class Switchable:
     """One session that computes any mixture of quantized and float layers.
 
     Attributes:
-        session: The ONNX Runtime session.
+        session: The ONNX Runtime session, opened when it is needed.
         layers: The nodes that can be switched, in graph order, each with the names of its formats.
         views: How its outputs are looked at.
         models: What the session runs, and the float model.
         shared: This, where workers can take it.
     """
 
-    session: Session
+    session: PlainSession
     layers: Mapping[str, tuple[str, ...]]
     views: OutputViews
     models: tuple[ir.Model, ir.Model]
@@ -90,7 +91,7 @@ class _Mixture:
     def get_outputs(self) -> list[SessionPort]:
         return list(self.switchable.session.get_outputs())
 
-    def run(self, outputs: list[str] | None, feed: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
+    def run(self, outputs: None, feed: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
         return list(self.switchable.session.run(outputs, {**feed, **self.switches}))
 
 
@@ -104,9 +105,10 @@ def open_switchable(
 ) -> Switchable:
     """Returns the session of `build_switchable`; graph optimizations are off, as in the comparison.
 
+    It is opened by the first run, which raises ModelError if ONNX Runtime cannot load it.
+
     Raises:
         UsageError: The ranges lack a tensor.
-        ModelError: ONNX Runtime cannot load it.
     """
     made = build_switchable(model, placement, ranges, scale_dtype=scale_dtype, others=others)
     made = without_fp4(made)
@@ -114,7 +116,8 @@ def open_switchable(
 
 
 def _open(made: ir.Model, model: ir.Model, layers: Mapping[str, tuple[str, ...]]) -> Switchable:
-    return Switchable(open_session(made, optimize=False), layers, create_views(model), (made, model))
+    session = MovableSession(partial(open_session, made, optimize=False))  # workers may have others
+    return Switchable(session, layers, create_views(model), (made, model))
 
 
 def _open_packed(made: PackedModel, model: PackedModel, layers: Mapping[str, tuple[str, ...]]) -> Switchable:

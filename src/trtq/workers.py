@@ -60,7 +60,22 @@ class Workers(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
+def make_once(make: Callable[[T], R], shared: Shared[T]) -> R:
+    """Returns what a function makes of a shared value, such as a session: once a process, for many tasks.
+
+    It is kept until something else is made so.
+    """
+    hashable: Any = shared
+    made: R = _make_once(make, hashable)
+    return made
+
+
+@functools.lru_cache(maxsize=1)
+def _make_once(make: Callable[[Any], Any], shared: Shared[Any]) -> Any:
+    return make(shared())
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Held(Generic[T]):
     """A shared value that is at hand, or is pickled with each task."""
 

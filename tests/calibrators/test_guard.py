@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping, Sequence
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -14,8 +15,8 @@ import onnx.parser
 import onnx_ir as ir
 import pytest
 
-from trtq.calibrators import METHODS
-from trtq.calibrators import observe as module
+from trtq.calibrators import METHODS, taps
+from trtq.calibrators import observe as observing
 from trtq.calibrators.batches import Batches, Feed
 from trtq.calibrators.estimate import estimate
 from trtq.calibrators.guard import MagnitudeGuard, create_guard
@@ -172,7 +173,7 @@ def test_the_earliest_tensor_that_proves_the_rest_is_watched() -> None:
 def test_what_was_not_proven_is_watched_from_then_on(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[str] = []
 
-    def count(name: str) -> None:
+    def count(module: ModuleType, name: str) -> None:
         real = getattr(module, name)
 
         def call(*given: Any) -> Any:
@@ -181,8 +182,8 @@ def test_what_was_not_proven_is_watched_from_then_on(monkeypatch: pytest.MonkeyP
 
         monkeypatch.setattr(module, name, call)
 
-    count("survey")
-    count("open_taps")
+    count(observing, "survey")
+    count(taps, "open_taps")
     model = model_of(
         """net (float[N,4] x) => (float[N,4] y) <float gain = {100}> {
             h = MatMul (x, w)  s = Mul (h, gain)  y = Relu (s)

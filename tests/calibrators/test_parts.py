@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime
 import pytest
 from pickled_workers import Pickled
 from recording_watcher import RecordingWatcher
@@ -21,7 +22,7 @@ from trtq.calibrators.sources import make_random_batches, open_batches
 from trtq.calibrators.statistics_file import statistics_to_bytes
 from trtq.errors import ArtifactError, DataError, UsageError
 from trtq.models.signature import TensorSpec
-from trtq.pipeline.calibrate import calibrate, observe
+from trtq.pipeline.calibrate import calibrate, observe, open_calibration
 from trtq.pipeline.calibrate.data import ObserveOptions
 from trtq.pipeline.sensitivity import sensitivity
 from trtq.workers import Processes, Shared
@@ -40,6 +41,21 @@ def test_parts_add_up_to_the_pass_of_one_process(demo_folder: Path, spec: trtq.M
     seen = observe(demo_folder / "model.onnx", spec=spec, how=ObserveOptions(workers=workers))
     assert workers.done == [1, 2, 3, 4, 5, 6, 7, 8]
     assert statistics_to_bytes(seen) == statistics_to_bytes(observe(demo_folder / "model.onnx", spec=spec))
+
+
+def test_a_worker_opens_its_sessions_once_for_all_its_parts(
+    demo_folder: Path, spec: trtq.ModelSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened, real = list[str](), onnxruntime.InferenceSession
+
+    def open_counted(*given: Any, **options: Any) -> Any:
+        opened.append("session")
+        return real(*given, **options)
+
+    subject, workers = open_calibration(demo_folder / "model.onnx", spec=spec), Pickled()
+    monkeypatch.setattr(onnxruntime, "InferenceSession", open_counted)
+    subject.observe(ObserveOptions(workers=workers), RecordingWatcher())
+    assert (len(workers.done), len(opened)) == (8, 2)  # one for the first feed, one for all of them
 
 
 def test_there_are_no_more_parts_than_feeds(demo_folder: Path, spec: trtq.ModelSpec) -> None:

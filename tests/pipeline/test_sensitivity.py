@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from recording_watcher import RecordingWatcher
 
 from trtq.errors import ArtifactError, DataError, ModelError, UsageError
+from trtq.files import write_atomically
 from trtq.models.spec import CalibrationSpec, LayerSpec, ModelSpec, QuantizationSpec
 from trtq.pipeline.build import build
 from trtq.pipeline.deliver.manifest import read_manifest
 from trtq.pipeline.deliver.report import read_report
 from trtq.pipeline.deliver.settings import read_settings
 from trtq.pipeline.engine.target import Target
-from trtq.pipeline.judge.sensitivity import read_sensitivity, to_json
+from trtq.pipeline.judge.sensitivity import measure_groups, read_sensitivity, to_json
 from trtq.pipeline.sensitivity import sensitivity
 
 
@@ -61,6 +65,33 @@ def test_work_that_was_ended_goes_on(small: Path, spec: ModelSpec) -> None:
     assert sensitivity(small, spec=spec, output=path, watcher=told) == whole
     assert told.stages[-1] == ("Measuring layers", 16)
     assert f"goes on after 1 of 2 layers of {path}" in told.notes
+
+
+def test_what_is_measured_before_an_interruption_is_written_once(
+    small: Path, spec: ModelSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, writes = small.parent / "half.json", list[int]()
+
+    def write(path: Path, content: bytes) -> None:
+        writes.append(len(content))
+        write_atomically(path, content)
+
+    def measure(*given: Any, **options: Any) -> Iterator[Any]:
+        for index, found in enumerate(measure_groups(*given, **options)):
+            if index == 2:
+                raise KeyboardInterrupt
+            yield found
+
+    monkeypatch.setattr("trtq.pipeline.sensitivity._SAVE_SECONDS", math.inf)
+    monkeypatch.setattr("trtq.pipeline.sensitivity.write_atomically", write)
+    monkeypatch.setattr("trtq.pipeline.sensitivity.measure_groups", measure)
+    monkeypatch.setattr(
+        "trtq.pipeline.sensitivity.split_in_groups", lambda names, **_: [(name,) for name in (*names, *names)]
+    )
+    with pytest.raises(KeyboardInterrupt):
+        sensitivity(small, spec=spec, output=path)
+    assert [layer.name for layer in read_sensitivity(path).layers] == ["first", "second"]
+    assert len(writes) == 1
 
 
 def test_other_data_is_measured_anew(small: Path, spec: ModelSpec) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from trtq.workers import Held, Shared
+from trtq.workers import Processes, Shared
 
 
 @dataclass
@@ -18,7 +18,7 @@ class Pickled:
     done: list[Any] = field(default_factory=list)
 
     def share(self, value: Any) -> Shared[Any]:
-        return Held(pickle.loads(pickle.dumps(value)))
+        return Processes().share(value)
 
     def count(self) -> int:
         return 2
@@ -27,6 +27,6 @@ class Pickled:
         for item in items:
             if self.most is not None and len(self.done) >= self.most:
                 raise KeyboardInterrupt
-            task, item = pickle.loads(pickle.dumps((task, item)))
-            self.done.append(item)
-            yield pickle.loads(pickle.dumps(task(item)))
+            do, part = pickle.loads(pickle.dumps((task, item)))
+            self.done.append(part)
+            yield pickle.loads(pickle.dumps(do(part)))

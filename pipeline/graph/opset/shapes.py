@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import onnx
 import onnx_ir as ir
 
 from trtq.errors import ModelError
+from trtq.models.skeleton import write_skeleton
 from trtq.pipeline.graph.opset.own import OWN_OPERATORS, list_functions
 
 _BODIES = (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS)
@@ -26,23 +27,40 @@ def infer_shapes(model: ir.Model) -> None:
     Raises:
         ModelError: The shapes contradict each other.
     """
-    inferred = ir.from_proto(_infer(_write_without_weights(model)))
-    for node, twin in zip(model.graph.all_nodes(), inferred.graph.all_nodes(), strict=True):
-        for value, found in zip(node.outputs, twin.outputs, strict=False):  # nameless last ones are gone
-            value.type = value.type if found.type is None else found.type
-            value.shape = _filled(found.shape, value.shape) if value.is_graph_output() else found.shape
+    _take_shapes(model.graph, _infer(_write_without_weights(model)).graph)
+
+
+def _take_shapes(graph: ir.Graph, inferred: onnx.GraphProto) -> None:
+    known = {item.name: item.type for item in (*inferred.value_info, *inferred.output)}
+    for node, twin in zip(graph, inferred.node, strict=True):
+        for value in node.outputs:
+            if value.name:
+                _take_type(value, known.get(value.name, onnx.TypeProto()))
+        bodies = {item.name: [item.g] if item.HasField("g") else item.graphs for item in twin.attribute}
+        for name, attribute in node.attributes.items():
+            for body, other in zip(_list_bodies(attribute), bodies.get(name, ()), strict=True):
+                _take_shapes(body, other)
+
+
+def _take_type(value: ir.Value, known: onnx.TypeProto) -> None:
+    dtype = ir.serde.deserialize_type_proto_for_type(known)
+    shape = ir.serde.deserialize_type_proto_for_shape(known)
+    value.type = value.type if dtype is None else dtype
+    value.shape = _filled(shape, value.shape) if value.is_graph_output() else shape
+
+
+def _list_bodies(attribute: ir.Attr) -> Sequence[ir.Graph]:
+    if attribute.type is ir.AttributeType.GRAPH:
+        return [attribute.as_graph()]
+    return attribute.as_graphs() if attribute.type is ir.AttributeType.GRAPHS else ()
 
 
 def _infer(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """Returns the model with shapes; nodes that ONNX cannot infer are Identity there."""
     _forget_shapes(proto.graph)
-    hidden = _hide_untyped(proto)
+    _hide_untyped(proto)
     proto.functions.extend(list_functions(_all_nodes(proto.graph)))
-    inferred = _infer_strictly(proto)
-    inferred.ClearField("functions")
-    nodes = list(_all_nodes(inferred.graph)) if hidden else []
-    for place, node in hidden:
-        nodes[place].CopyFrom(node)
-    return inferred
+    return _infer_strictly(proto)
 
 
 def _infer_strictly(proto: onnx.ModelProto) -> onnx.ModelProto:
@@ -59,18 +77,13 @@ def _infer_strictly(proto: onnx.ModelProto) -> onnx.ModelProto:
         raise ModelError(f"the shapes of the model do not fit together: {words[:300]}") from error
 
 
-def _hide_untyped(proto: onnx.ModelProto) -> list[tuple[int, onnx.NodeProto]]:
-    """Puts Identity in place of what ONNX cannot infer, and returns the nodes that were there, by place."""
-    hidden = []
-    for place, node in enumerate(_all_nodes(proto.graph)):
+def _hide_untyped(proto: onnx.ModelProto) -> None:
+    """Puts Identity in place of what ONNX cannot infer."""
+    for node in _all_nodes(proto.graph):
         if node.op_type in _LIKE_FIRST_INPUT and node.domain in ("", "ai.onnx"):
-            kept = onnx.NodeProto()
-            kept.CopyFrom(node)
-            hidden.append((place, kept))
             node.op_type = "Identity"
             node.ClearField("attribute")
             del node.input[1:]
-    return hidden
 
 
 def _all_nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
@@ -116,16 +129,17 @@ def _is_open(dim: int | ir.SymbolicDim) -> bool:
 
 def _write_without_weights(model: ir.Model) -> onnx.ModelProto:
     """Returns the model with the larger weights as inputs."""
-    skeleton = model.clone()
-    for name, value in list(skeleton.graph.initializers.items()):
+    held, inputs = dict[str, ir.TensorProtocol](), list[ir.Value]()
+    for name, value in model.graph.initializers.items():
         tensor = value.const_value
-        if tensor is not None and tensor.nbytes > _SMALL_BYTES:
-            del skeleton.graph.initializers[name]
-            value.const_value = None
-            value.type, value.shape = ir.TensorType(tensor.dtype), ir.Shape(tensor.shape.numpy())
-            skeleton.graph.inputs.append(value)
+        if tensor is None:
+            continue
+        if tensor.nbytes > _SMALL_BYTES:
+            inputs.append(ir.val(name, tensor.dtype, tensor.shape.numpy()))
+        else:
+            held[name] = tensor
     try:
-        return ir.to_proto(skeleton)
+        return write_skeleton(model, held, inputs)
     except ir.serde.SerdeError as error:
         cause = " ".join(str(error.__cause__ or error).split())
         raise ModelError(f"the model cannot be written as ONNX: {cause[:300]}") from error

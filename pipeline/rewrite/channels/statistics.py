@@ -19,7 +19,7 @@ from trtq.pipeline.graph.operands import read_constant
 from trtq.pipeline.graph.opset import read_opset
 from trtq.pipeline.graph.placement import Placement, QuantizedNode
 from trtq.pipeline.rewrite.channels.operands import has_input_channels, num_input_channels
-from trtq.workers import Shared, Workers
+from trtq.workers import Shared, Workers, make_once
 
 _FLOAT32 = ir.DataType.FLOAT
 _REDUCTIONS = ("ReduceMin", "ReduceMax", "ReduceMean")
@@ -140,14 +140,18 @@ def _observe_part(
     shared: Shared[tuple[PackedModel, Mapping[str, tuple[str, ...]], Batches]], part: int
 ) -> dict[str, ChannelStats]:
     """Returns what every eighth feed shows; this runs on a worker."""
-    model, outputs, batches = shared()
-    work, stats = (
-        _ChannelPass(open_session(model.unpack(), optimize=True), outputs),
-        dict[str, ChannelStats](),
-    )
+    work, batches = make_once(_open_pass, shared)
+    stats: dict[str, ChannelStats] = {}
     for feed in batches.every(part, _NUM_PARTS):
         work.add(stats, feed)
     return stats
+
+
+def _open_pass(
+    work: tuple[PackedModel, Mapping[str, tuple[str, ...]], Batches],
+) -> tuple[_ChannelPass, Batches]:
+    model, outputs, batches = work
+    return _ChannelPass(open_session(model.unpack(), optimize=True), outputs), batches
 
 
 def _merge(parts: Sequence[Mapping[str, ChannelStats]]) -> dict[str, ChannelStats]:

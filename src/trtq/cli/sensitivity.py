@@ -88,7 +88,7 @@ def command(
 ) -> None:
     """Measure what each quantized layer costs in accuracy: alone, and as the only layer kept float.
 
-    Of a build folder its own layers, ranges, repairs and data are taken. Results are saved every few layers,
+    Of a build folder its own layers, ranges, repairs and data are taken. Results are saved every few seconds,
     so the same command continues after an interruption.
 
     \b

@@ -116,9 +116,18 @@ def test_the_worst_output_counts_and_a_broken_one_most() -> None:
 
 def test_layers_are_measured_a_few_at_a_time() -> None:
     assert [list(group) for group in split_in_groups("abcdefghij", mixtures_each=2)] == [
-        list("abcd"), list("efgh"), list("ij"),
+        list("abcd"), list("efg"), list("hij"),
     ]  # fmt: skip
-    assert [len(group) for group in split_in_groups("abcdefghij", mixtures_each=1)] == [8, 2]
+    assert [len(group) for group in split_in_groups("abcdefghij", mixtures_each=1)] == [5, 5]
+
+
+@pytest.mark.parametrize(
+    ("at_a_time", "sizes"), [(1, [4] * 15), (4, [4] * 12 + [3] * 4), (20, [3] * 20), (99, [1] * 60)]
+)
+def test_workers_get_as_many_layers_each(at_a_time: int, sizes: list[int]) -> None:
+    groups = [*split_in_groups(range(60), mixtures_each=2, at_a_time=at_a_time)]
+    assert [len(group) for group in groups] == sizes
+    assert [layer for group in groups for layer in group] == [*range(60)]
 
 
 def test_a_file_gives_back_what_was_written(tmp_path: Path) -> None:
