@@ -63,7 +63,7 @@ def fetch_layout() -> None:
 def read_layout() -> str:
     """Returns the script of the package, and its license as a comment."""
     with tempfile.TemporaryDirectory() as folder:
-        command = ["npm", "pack", LAYOUT_PACKAGE, "--pack-destination", folder]
+        command = ["npm", "pack", LAYOUT_PACKAGE, "--pack-destination", folder, "--fetch-retries=0"]
         subprocess.run(command, check=True, capture_output=True, timeout=120)
         (path,) = Path(folder).glob("*.tgz")
         if base64.b64encode(hashlib.sha512(path.read_bytes()).digest()).decode() != LAYOUT_SHA512:
