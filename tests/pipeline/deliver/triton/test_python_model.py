@@ -77,6 +77,16 @@ def test_each_request_gets_its_own_samples_back(max_batch: int, run: Run) -> Non
         np.testing.assert_array_equal(d.array, -given["x"])
 
 
+def test_a_model_with_a_file_of_weights_lies_in_a_folder(run: Run, tmp_path: Path) -> None:
+    model = tmp_path / "1/model.onnx"
+    content = model.read_bytes()
+    model.unlink()
+    model.mkdir()
+    (model / "model.onnx").write_bytes(content)
+    (response,) = run(given := request(2, 0))
+    np.testing.assert_array_equal(response.output_tensors[0].array, given["x"] * 3)
+
+
 def test_where_the_model_fails_each_request_gets_the_reason(run: Run) -> None:
     wrong = {"x": np.zeros((1, 3), np.float32), "z": np.zeros((1, 3), np.float32)}
     found = run(wrong, wrong)
