@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import pickle
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +23,7 @@ from trtq.pipeline.graph.load import Graph
 from trtq.pipeline.graph.placement import Placement, place
 from trtq.pipeline.judge.switchable import Switchable, build_switchable, open_switchable
 from trtq.pipeline.rewrite.qdq import quantize
+from trtq.workers import Threads
 
 _NET = """
 net (float[N, 8, 6, 6] x) => (float[N, 16, 6, 6] y, float[N, 16, 6, 6] z) {
@@ -81,6 +83,16 @@ def test_a_mixture_computes_what_the_model_with_these_layers_quantized_does(
     wanted = outputs_of(quantize(graph.model, part, ranges_of(placement)), x)
     for ours, theirs in zip(switched(session, layers, x), wanted, strict=True):
         np.testing.assert_array_equal(ours, theirs)
+
+
+def test_a_process_that_only_shares_the_work_opens_no_session(
+    graph: Graph, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[object] = []
+    monkeypatch.setattr("trtq.pipeline.judge.switchable.open_session", lambda *_, **__: opened.append(1))
+    placement = place(graph.model)
+    pickle.dumps(open_switchable(graph.model, placement, ranges_of(placement)).share(Threads()))
+    assert opened == []
 
 
 @pytest.mark.parametrize("activations", get_args(Activations))

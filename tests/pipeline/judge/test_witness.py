@@ -18,6 +18,7 @@ from trtq.calibrators.sources import make_random_batches
 from trtq.errors import ModelError
 from trtq.pipeline.graph.edit import GraphEditor
 from trtq.pipeline.graph.load import Graph, load
+from trtq.pipeline.graph.onnx_file import read_model
 from trtq.pipeline.judge import witness
 from trtq.pipeline.judge.witness import check_against_file, measure_sqnr, open_reference
 
@@ -55,6 +56,20 @@ def test_a_model_that_was_loaded_as_it_is_passes(loaded: Graph, recording_watche
     check_against_file(loaded, _data(loaded), recording_watcher)
     check_against_file(loaded, None, recording_watcher)
     assert recording_watcher.warnings == []
+
+
+def test_the_file_is_not_parsed_again_where_the_outputs_are_alike(
+    loaded: Graph, recording_watcher: RecordingWatcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[Path] = []
+
+    def read_counted(path: Path) -> ir.Model:
+        read.append(path)
+        return read_model(path)
+
+    monkeypatch.setattr(witness, "read_model", read_counted)
+    check_against_file(loaded, _data(loaded), recording_watcher)
+    assert read == []
 
 
 def test_the_node_is_named_that_computes_something_else(loaded: Graph) -> None:
