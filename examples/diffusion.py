@@ -146,7 +146,8 @@ def draw(path: Path, noise: Floats, digits: NDArray[np.int64]) -> tuple[Floats, 
         time = np.full(len(noise), 1 - step / TIME_STEPS, np.float32)
         feed: Arrays = {"sample": sample, "timestep": time, "digit": digits}
         seen.append(feed)
-        sample = sample - run(session, ["direction"], feed)[0] / TIME_STEPS
+        direction: Floats = run(session, ["direction"], feed)[0]
+        sample = sample - direction / np.float32(TIME_STEPS)
     return sample, {name: np.concatenate([feed[name] for feed in seen]) for name in seen[0]}
 
 
