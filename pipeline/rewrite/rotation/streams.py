@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import onnx_ir as ir
 
 from trtq.models.tensors import FLOAT_TYPES
+from trtq.pipeline.graph.kv_cache import OF_SHAPES
 from trtq.pipeline.graph.operands import find_constant, read_constant
 
 _DOMAINS = ("", "ai.onnx")
@@ -142,7 +143,7 @@ def _follow_readers(value: ir.Value, stream: Stream) -> Iterator[ir.Value]:
     norms = _find_norms(value)
     taken = {node for nodes, _, _ in norms for node in nodes}
     stream.norms += [_take_norm(output, scale, stream.width) for _, output, scale in norms]
-    for node, place in value.uses():
+    for node, place in _list_uses(value):
         if node in taken:
             continue
         is_number = node.op_type == "Mul" and place == 0 and _is_number(node.inputs[1])
@@ -209,7 +210,9 @@ def _take_norm(normed: ir.Value, scale: Constant | None, width: int) -> StreamNo
         tensors.append(value)
     if any(item.is_graph_output() or _width(item) != width for item in tensors):
         raise _Refused
-    return StreamNorm(scale, value, tuple(_take_reader(*use, width) for use in value.uses()), tuple(tensors))
+    return StreamNorm(
+        scale, value, tuple(_take_reader(*use, width) for use in _list_uses(value)), tuple(tensors)
+    )
 
 
 def _passes(node: ir.Node) -> bool:
@@ -277,8 +280,13 @@ def _reduces_last(node: ir.Node, rank: int) -> bool:
 
 
 def _only_reader(value: ir.Value) -> ir.Node | None:
-    readers = [node for node, _ in value.uses()]
+    readers = [node for node, _ in _list_uses(value)]
     return readers[0] if len(readers) == 1 and not value.is_graph_output() else None
+
+
+def _list_uses(value: ir.Value) -> list[tuple[ir.Node, int]]:
+    """Returns who reads the values of a tensor, and where, but for who asks for its shape."""
+    return [(node, place) for node, place in value.uses() if node.op_type not in OF_SHAPES]
 
 
 def _width(value: ir.Value) -> int:
