@@ -201,7 +201,7 @@ def _load_generator(target: str, pretrained: bool) -> LoadedModule:
     if scheme != "hf" or not name:
         raise UsageError(f"--task is for models of transformers, hf:NAME_OR_FOLDER; {target!r} is none")
     transformers = _library("transformers", target)
-    with explain_failures(f"{target} cannot be made", _WITHOUT_WEIGHTS):
+    with explain_failures(f"{target} cannot be made", _WITHOUT_WEIGHTS), silence():
         config = transformers.AutoConfig.from_pretrained(name)
         kind = transformers.AutoModelForCausalLM
         make = kind.from_pretrained if pretrained else kind.from_config

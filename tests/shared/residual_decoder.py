@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from trtq.pipeline.graph.load import Graph
 
-WIDTH, HIDDEN, TOKENS = 48, 64, 32
+WIDTH, HIDDEN, TOKENS = 96, 128, 64
 _MEAN = "{x}2 = Mul ({x}, {x}) {x}m = ReduceMean <keepdims = 1> ({x}2, last) {x}e = Add ({x}m, eps) "
 NORMS: Mapping[str, str] = {
     "Pow, Sqrt and Div": _MEAN.replace("Mul ({x}, {x})", "Pow ({x}, two)")

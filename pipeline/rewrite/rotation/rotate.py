@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from trtq.models.tensors import map_tensor, read_values
+from trtq.calibrators.ranges import Ranges
+from trtq.models.tensors import map_tensor
 from trtq.pipeline.graph.edit import GraphEditor
 from trtq.pipeline.rewrite.rotation.hadamard import make_matrix, rotate_rows
-from trtq.pipeline.rewrite.rotation.streams import Constant, Stream, StreamNorm, find_streams
+from trtq.pipeline.rewrite.rotation.streams import Constant, Stream, StreamNorm, find_streams, read_scale
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +29,11 @@ class Rotated:
 
     model: ir.Model
     names: Mapping[str, str]
+
+    def rename_ranges(self, ranges: Ranges) -> Ranges:
+        """Returns ranges of the float graph for this one: what reached far is taken to reach as far."""
+        beyond = {self.names.get(name, name): amax for name, amax in ranges.beyond_fp16.items()}
+        return replace(ranges, beyond_fp16=beyond)
 
 
 def rotate(model: ir.Model) -> Rotated:
@@ -56,7 +63,7 @@ def _rotate(edit: GraphEditor, stream: Stream) -> dict[str, str]:
     rotated = {*stream.tensors}
     made: dict[tuple[ir.Value, int], ir.Value] = {}
     for writer in stream.writers:
-        if writer.node.op_type == "Gather" and not _are_alone(stream.writers, writer):
+        if writer.node.op_type == "Gather" and not is_folded(writer, stream.writers):
             output = writer.node.outputs[0]
             result = _multiply(edit, output, make_matrix(stream.width), f"{output.name}_rotated")
             edit.replace(output, result)
@@ -79,12 +86,11 @@ def _fold_norm(edit: GraphEditor, norm: StreamNorm, width: int) -> bool:
 
     Returns whether the output of the norm has new values.
     """
-    old = None if norm.scale is None else norm.scale.value.const_value
-    scale = np.ones(width, np.float32) if old is None else read_values(old).astype(np.float32).ravel()
+    scale, old = read_scale(norm, width), None if norm.scale is None else norm.scale.value.const_value
     if norm.scale is not None and old is not None:
         name = f"{norm.scale.value.name}_ones"
         edit.set_constant(norm.scale.node, norm.scale.place, name, map_tensor(old, np.ones_like))
-    if all(_are_alone(norm.readers, reader) for reader in norm.readers):
+    if all(is_folded(reader, norm.readers) for reader in norm.readers):
         made: dict[tuple[ir.Value, int], ir.Value] = {}
         for reader in norm.readers:
             _change(edit, reader, scale, made)
@@ -95,10 +101,17 @@ def _fold_norm(edit: GraphEditor, norm: StreamNorm, width: int) -> bool:
     return False
 
 
-def _are_alone(constants: Collection[Constant], one: Constant) -> bool:
-    """Whether no others read one of the constants."""
-    nodes = {constant.node for constant in constants}
-    return all(node in nodes for node, _ in one.value.uses())
+def is_folded(constant: Constant, all_of_a_kind: Collection[Constant]) -> bool:
+    """Whether the rotation goes into a constant: a table and its turned copy in an output layer stay one."""
+    nodes = {item.node for item in all_of_a_kind}
+    is_shared = any(node not in nodes for node, _ in constant.value.uses())
+    return not is_shared or constant.node.op_type not in ("Gather", "Gemm", "Transpose")
+
+
+def turn_axis(values: NDArray[Any], axis: int, scale: NDArray[np.float32] | None) -> NDArray[Any]:
+    """Returns a constant that is multiplied by a scale, and rotated, along the channels."""
+    rows = np.moveaxis(values.astype(np.float32), axis, -1)
+    return np.moveaxis(rotate_rows(rows if scale is None else rows * scale), -1, axis)
 
 
 def _change(
@@ -113,11 +126,7 @@ def _change(
         node.replace_input_with(place, made[value, axis])
         return
     assert value.const_value is not None
-
-    def turn(values: NDArray[Any]) -> NDArray[Any]:
-        rows = np.moveaxis(values.astype(np.float32), axis, -1)
-        return np.moveaxis(rotate_rows(rows if scale is None else rows * scale), -1, axis)
-
+    turn = partial(turn_axis, axis=axis, scale=scale)
     edit.set_constant(node, place, f"{value.name}_rotated", map_tensor(value.const_value, turn))
     made[value, axis] = constant.value
 

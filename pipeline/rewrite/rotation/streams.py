@@ -6,7 +6,9 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from trtq.models.tensors import FLOAT_TYPES
 from trtq.pipeline.graph.kv_cache import OF_SHAPES
@@ -221,6 +223,13 @@ def _passes(node: ir.Node) -> bool:
         axes, rank = find_constant(node, 3), len(_sizes(node.inputs[0]))
         return axes is not None and not {-1, rank - 1} & {*axes.ravel().tolist()}
     return node.op_type in ("Cast", "Identity", "Reshape")
+
+
+def read_scale(norm: StreamNorm, width: int) -> NDArray[np.float32]:
+    """Returns the scale of a norm, shape (width,); ones if it has none."""
+    if norm.scale is None:
+        return np.ones(width, np.float32)
+    return read_constant(norm.scale.value).astype(np.float32).ravel()
 
 
 def _find_scale(node: ir.Node, width: int) -> int | None:

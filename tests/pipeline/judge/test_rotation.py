@@ -65,7 +65,7 @@ def test_nothing_is_tried_without_a_stream_or_a_pass(
     graph_of: Callable[..., Graph], again: Reobserver | None
 ) -> None:
     parts: dict[str, Any] = (
-        {"extra": "y = Tanh (x1)", "more": ", float[N, S, 48] y"} if again is not None else {}
+        {"extra": "y = Tanh (x1)", "more": ", float[N, S, 96] y"} if again is not None else {}
     )
     _, repairs = _search(make_graph(graph_of, **parts), again)
     assert repairs.tried == ()

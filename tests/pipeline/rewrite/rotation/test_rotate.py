@@ -86,10 +86,10 @@ def test_a_table_that_the_output_layer_shares_stays_shared(graph_of: GraphOf, ou
 
 
 REFUSED = {
-    "an output of the graph": {"extra": "y = Identity (x1)", "more": ", float[N, S, 48] y"},
-    "another function of the stream": {"extra": "y = Tanh (x1)", "more": ", float[N, S, 48] y"},
-    "a gate": {"extra": "y = Mul (x1, g0)", "more": ", float[N, S, 48] y"},
-    "a norm of which an output is read": {"extra": "y = Identity (a)", "more": ", float[N, S, 48] y"},
+    "an output of the graph": {"extra": "y = Identity (x1)", "more": ", float[N, S, 96] y"},
+    "another function of the stream": {"extra": "y = Tanh (x1)", "more": ", float[N, S, 96] y"},
+    "a gate": {"extra": "y = Mul (x1, g0)", "more": ", float[N, S, 96] y"},
+    "a norm of which an output is read": {"extra": "y = Identity (a)", "more": ", float[N, S, 96] y"},
     "a product with another tensor": {
         "extra": "t = Transpose <perm = [0, 2, 1]> (c) y = MatMul (c, t)", "more": ", float[N, S, S] y",
     },
