@@ -16,6 +16,7 @@ FP16_LIMIT = 65504 / 2
 """Half of FP16's largest number: the calibration data does not hold the largest value there is."""
 FP16_LEAST = 2.0**-17
 """Numbers below it have at most seven bits in FP16, as there are no smaller steps than 2^-24."""
+Rotation = Literal["none", "hadamard"]
 QMAX = 127
 """The largest INT8 code; the smallest is its negative, so that codes are symmetric."""
 _SCALE_OF_DEAD = 1.0
@@ -81,6 +82,7 @@ class Ranges:
             FP16 has hardly any steps, with their amax.
         channels: The tensors whose channels are treated apart: the repairs.
         weight_scales: "max": scales of weights hold the largest; "mse": they clip where the error is least.
+        rotation: "hadamard": the residual streams are rotated; their tensors have ranges by their new names.
         roundings: What of a weight is not rounded to the nearest code, packed, by the float weight's digest.
         attention: The products of activations that were found to lose next to nothing in INT8.
         formats: The number formats of tensors for which the ranges were chosen, where it is not INT8.
@@ -98,6 +100,7 @@ class Ranges:
     beyond_fp16: Mapping[str, float] = field(default_factory=dict)
     channels: Mapping[str, Channels] = field(default_factory=dict)
     weight_scales: Literal["max", "mse"] = "max"
+    rotation: Rotation = "none"
     activations: Activations = "symmetric"
     roundings: Mapping[str, bytes] = field(default_factory=dict)
     formats: Mapping[str, str] = field(default_factory=dict)
@@ -171,6 +174,7 @@ class _StoredRanges:
     tensors: Mapping[str, _StoredRange]
     channels: Mapping[str, Channels] = field(default_factory=dict)
     weight_scales: Literal["max", "mse"] = "max"
+    rotation: Rotation = "none"
     activations: Activations = "symmetric"
     roundings: Mapping[str, bytes] = field(default_factory=dict)
     formats: Mapping[str, str] = field(default_factory=dict)
@@ -187,6 +191,7 @@ FILE = FileKind(_StoredRanges, "ranges file", "trtq calibrate", "ranges")
 _WRITTEN_IF_OTHER = {
     "channels": {},
     "weight_scales": "max",
+    "rotation": "none",
     "activations": "symmetric",
     "roundings": {},
     "formats": {},

@@ -85,6 +85,7 @@ def to_onnx(
     open_axes: Mapping[str, Mapping[int, str]],
     *,
     opset: int,
+    output_names: Sequence[str] | None = None,
 ) -> tuple[ir.Model, str]:
     """Returns the module in evaluation mode as an ONNX model, and a note of the exporter.
 
@@ -95,8 +96,9 @@ def to_onnx(
     Args:
         module: Takes the inputs by position.
         inputs: Example values.
-        open_axes: The names of the inputs, with the names of their open axes.
+        open_axes: The names of the inputs, with the names of their open axes; "past+sequence" is a sum.
         opset: The version of ONNX's operators.
+        output_names: A name for each output; None: those of the exporter.
 
     Raises:
         ModelError: Neither can export it; the first one's words are given, with the line of the user's code.
@@ -106,7 +108,7 @@ def to_onnx(
     with set_to_eval(module), torch.no_grad(), silence():
         if not isinstance(module, torch.jit.ScriptModule):
             try:
-                return _to_onnx(module, inputs, open_axes, None, opset), ""
+                return _to_onnx(module, inputs, open_axes, output_names, opset), ""
             except ModelError as error:
                 if _DATA_DEPENDENT in str(error):
                     raise
@@ -151,7 +153,10 @@ def _to_onnx(
     """Returns the module as an ONNX model with clean names."""
     import torch
 
-    dims = {name: torch.export.Dim(name) for axes in open_axes.values() for name in axes.values()}
+    names_of_dims = {name for axes in open_axes.values() for name in axes.values()}
+    dims = {  # what a sum is follows from the others
+        name: torch.export.Dim.DYNAMIC if "+" in name else torch.export.Dim(name) for name in names_of_dims
+    }
     shapes = tuple({axis: dims[name] for axis, name in axes.items()} for axes in open_axes.values())
     names = None if output_names is None else list(output_names)
     try:
@@ -178,6 +183,7 @@ def _to_onnx(
     for value in model.graph.outputs:
         if value.name in inputs_by_name:  # it is an input, and needs a name of its own
             value.name = f"{value.name}_output"
+    _name_sums(model, open_axes)
     _strip(model)
     _check_interface(model, list(open_axes), names, opset)
     return model
@@ -208,6 +214,14 @@ def _name_values(graph: ir.Graph) -> None:
         for index, value in enumerate(node.outputs):
             if value.name and value.name not in outputs:
                 value.name = f"{node.name}_output_{index}"
+
+
+def _name_sums(model: ir.Model, open_axes: Mapping[str, Mapping[int, str]]) -> None:
+    """Names the open dims of inputs that are sums of others, for which PyTorch finds names of its own."""
+    for value in model.graph.inputs:
+        for axis, name in open_axes.get(str(value.name), {}).items():
+            if "+" in name and value.shape is not None:
+                value.shape[axis] = name.replace("+", "_plus_")
 
 
 def _strip(model: ir.Model) -> None:

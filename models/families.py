@@ -19,6 +19,8 @@ _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _CLIP_MEAN, _CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 _BATCHES = (1, 8, 32)
 _CONVNEXT_CROPS_BELOW = 384
+_LAST_OF_DIFFUSION = r"^/?(\w+[/.])?(proj_out|norm_out)(?![a-z0-9])"
+"""Of the model, under one name at most: blocks may have a proj_out of their own."""
 Size = tuple[int, int]
 
 
@@ -96,6 +98,14 @@ def describe_pixels(size: Size | None = None, *, name: str = "image") -> ModelSp
     return replace(spec, preprocess=replace(spec.preprocess, scale=1.0))
 
 
+def describe_diffusion() -> ModelSpec:
+    """Returns the settings of a diffusion transformer: what makes its output stays float.
+
+    Its inputs are arrays: latents, a time step, and what it is conditioned on.
+    """
+    return ModelSpec(layers=LayerSpec(skip=(_LAST_OF_DIFFUSION,)))
+
+
 FAMILIES: Mapping[str, Callable[[], ModelSpec]] = {
     "imagenet": describe_imagenet,
     "yolo": describe_yolo,
@@ -105,11 +115,13 @@ FAMILIES: Mapping[str, Callable[[], ModelSpec]] = {
     "vit": describe_vit,
     "unit": describe_unit,
     "pixels": describe_pixels,
+    "diffusion": describe_diffusion,
 }
 """The families by name; bert is an encoder."""
 TEXT_FAMILIES = ("encoder", "bert")
+ARRAY_FAMILIES = ("diffusion",)
 _PICTURES: Mapping[str, Callable[..., ModelSpec]] = {
-    name: make for name, make in FAMILIES.items() if name not in TEXT_FAMILIES
+    name: make for name, make in FAMILIES.items() if name not in (*TEXT_FAMILIES, *ARRAY_FAMILIES)
 }
 
 

@@ -27,13 +27,15 @@ class ModuleInput:
 
     Attributes:
         name: In the exported model.
-        dims: Sizes; an open one is a name such as "N".
+        dims: Sizes; an open one is a name such as "N", or a sum of these such as "past+sequence".
         dtype: numpy's name.
+        below: What integers in examples lie below: ids and masks all hold 0 and 1.
     """
 
     name: str
     dims: tuple[int | str, ...]
     dtype: str = "float32"
+    below: int = 2
 
     def __post_init__(self) -> None:
         if self.dtype not in _DTYPES:
@@ -43,7 +45,7 @@ class ModuleInput:
 
     @property
     def open_axes(self) -> dict[int, str]:
-        """The names of the open dims by axis."""
+        """The names of the open dims by axis; that of a sum too."""
         return {axis: dim for axis, dim in enumerate(self.dims) if isinstance(dim, str)}
 
     def shape(self, sizes: Mapping[str, int]) -> tuple[int, ...]:
@@ -53,7 +55,9 @@ class ModuleInput:
             sizes: By name; one that is missing is 2 on axis 0 and 64 on others.
         """
         return tuple(
-            dim if isinstance(dim, int) else sizes.get(dim, _OTHER if axis else _BATCH)
+            dim
+            if isinstance(dim, int)
+            else sum(sizes.get(part, _OTHER if axis else _BATCH) for part in dim.split("+"))
             for axis, dim in enumerate(self.dims)
         )
 
@@ -65,13 +69,13 @@ class ModuleInput:
         return f"{self.name}:{'x'.join(map(str, self.dims))}:{self.dtype}"
 
     def example(self, sizes: Mapping[str, int], seed: int = 0) -> NDArray[Any]:
-        """Returns random values: normal for floats, 0 and 1 for integers, which ids and masks all hold."""
+        """Returns random values: normal for floats, of 0 to `below` for integers."""
         generator = np.random.default_rng(seed)
         kind = np.dtype(self.dtype)
         shape = self.shape(sizes)
         if kind.kind == "f":
             return generator.standard_normal(shape).astype(kind)
-        return generator.integers(0, 2, shape).astype(kind)
+        return generator.integers(0, self.below, shape).astype(kind)
 
 
 def parse_input(text: str) -> ModuleInput:
@@ -94,7 +98,7 @@ def parse_input(text: str) -> ModuleInput:
 
 def check_sizes(sizes: Mapping[str, int], inputs: Sequence[ModuleInput]) -> None:
     """Raises UsageError if a size is given for something that is not an open dim of these inputs."""
-    dims = sorted({dim for item in inputs for dim in item.open_axes.values()})
+    dims = sorted({part for item in inputs for dim in item.open_axes.values() for part in dim.split("+")})
     for name in sizes:
         if name not in dims:
             raise UsageError(
@@ -112,7 +116,7 @@ def parse_sizes(texts: tuple[str, ...]) -> dict[str, int]:
     sizes = {}
     for text in texts:
         name, _, size = text.partition("=")
-        if not (_DIM.fullmatch(name) and size.isdecimal() and int(size) > 0):
+        if not (name.isidentifier() and size.isdecimal() and int(size) > 0):
             raise UsageError(f"{text!r} is not a size; write NAME=SIZE, such as H=256")
         sizes[name] = int(size)
     return sizes

@@ -15,7 +15,7 @@ from trtq.models.preprocess import Preprocess
 
 METRICS = ("top-1", "top-5")
 AUTO = "auto"
-REPAIRS = ("equalize", "smooth", "shift", "bias", "weights")
+REPAIRS = ("equalize", "smooth", "shift", "rotate", "bias", "weights")
 """What can be done to a model so that quantizing costs it less; see `trtq.pipeline.judge.repairs`."""
 INSERTING_REPAIRS = ("smooth", "shift")
 """Repairs that put operators into the graph."""

@@ -19,6 +19,7 @@ from trtq.errors import MissingDependency, ModelError, UsageError
 from trtq.models.checkpoint import holds_weights
 from trtq.models.families import describe_imagenet, describe_transformer
 from trtq.models.foreign import explain_failures, silence
+from trtq.models.generation import CachedDecoder, describe_cached
 from trtq.models.inputs import ModuleInput
 from trtq.models.program import load_program, open_module
 from trtq.models.spec import ModelSpec
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 _FORMS = (
     "package.module:callable, torchvision:NAME, timm:NAME, hf:NAME_OR_FOLDER, or a .pt2, .pt or .pth file"
 )
+TASKS = ("text-generation",)
 _FILES = (".pt2", ".pt", ".pth", ".ts")
 _WITHOUT_WEIGHTS = "for a model whose weights you have, give --weights"
 
@@ -43,6 +45,7 @@ class LoadedModule:
         inputs: Those that it takes; empty if only the user knows.
         spec: Preprocessing and profiles of its family.
         holds_weights: Whether weights were loaded with it, so that it needs none.
+        caches: What it takes and gives with a cache, if `take_caches` stands before it; None: it has no task.
         takes_names: Whether it takes its inputs by name, so that `sort_by_position` must stand before it.
         unknown: What its source does not say though it should, as a sentence; empty: nothing.
     """
@@ -52,23 +55,28 @@ class LoadedModule:
     spec: ModelSpec = field(default_factory=ModelSpec)
     holds_weights: bool = True
     takes_names: bool = False
+    caches: CachedDecoder | None = None
     unknown: str = ""
 
 
-def load_module(target: str, *, pretrained: bool, trust: bool = False) -> LoadedModule:
+def load_module(
+    target: str, *, pretrained: bool, trust: bool = False, task: str | None = None
+) -> LoadedModule:
     """Returns the module that the target names, out of what training wrapped around it.
 
     Args:
         target: `package.module:callable`, `torchvision:NAME`, `timm:NAME`, `hf:NAME_OR_FOLDER`, or a file.
         pretrained: Whether a library's own weights are wanted; they may be downloaded.
         trust: Whether a pickled module may be loaded, which runs the code in it.
+        task: "text-generation": a causal language model of `transformers`, with its cache; None: what the
+            target is, without one.
 
     Raises:
-        UsageError: The target has none of these forms.
+        UsageError: The target has none of these forms, or not this task.
         ModelError: It does not import, does not exist, or gives no module.
         MissingDependency: A library is not installed.
     """
-    loaded = _load(target, pretrained, trust)
+    loaded = _load(target, pretrained, trust) if task is None else _load_generator(target, pretrained)
     return replace(loaded, module=unwrap(loaded.module))
 
 
@@ -185,6 +193,23 @@ def _from_transformers(name: str, pretrained: bool) -> LoadedModule:
     if main_input == "pixel_values" and processor is None:
         unknown = f"hf:{name} has no preprocessor_config.json, and ImageNet's mean and std are only a guess"
     return LoadedModule(module, inputs, spec, pretrained, takes_names=True, unknown=unknown)
+
+
+def _load_generator(target: str, pretrained: bool) -> LoadedModule:
+    lazy.require("torch", "export", "exporting a PyTorch module")
+    scheme, _, name = target.partition(":")
+    if scheme != "hf" or not name:
+        raise UsageError(f"--task is for models of transformers, hf:NAME_OR_FOLDER; {target!r} is none")
+    transformers = _library("transformers", target)
+    with explain_failures(f"{target} cannot be made", _WITHOUT_WEIGHTS), silence():
+        config = transformers.AutoConfig.from_pretrained(name)
+        kind = transformers.AutoModelForCausalLM
+        make = kind.from_pretrained if pretrained else kind.from_config
+        given = {"config": config, "attn_implementation": "eager"}
+        module = make(name, **given) if pretrained else make(**given)
+    caches = describe_cached(module, config)
+    spec = ModelSpec(inputs=caches.profiles)
+    return LoadedModule(module, caches.inputs, spec, pretrained, caches=caches)
 
 
 def _processor_of(transformers: ModuleType, name: str) -> Mapping[str, Any] | None:

@@ -14,14 +14,16 @@ from trtq.files import check_output, refuse_damage, write_atomically
 from trtq.models.checkpoint import load_weights
 from trtq.models.export import to_onnx
 from trtq.models.families import FAMILIES, describe_family, list_batches
+from trtq.models.generation import OTHER_SIZES, take_caches
 from trtq.models.inputs import ModuleInput, check_sizes
 from trtq.models.parity import check_parity, find_tolerance, run_outputs, set_to_eval
 from trtq.models.session import save
 from trtq.models.spec import InputSpec, ModelSpec
-from trtq.models.target import LoadedModule, import_from_here, load_module, sort_by_position
+from trtq.models.target import TASKS, LoadedModule, import_from_here, load_module, sort_by_position
 from trtq.models.toml import format_spec
 from trtq.models.wrapped import to_float32
 from trtq.pipeline.graph.load import Graph, load
+from trtq.pipeline.graph.tied import tie_weights
 from trtq.progress import Watcher, choose_watcher
 from trtq.temporary import open_temporary_folder
 
@@ -44,6 +46,7 @@ class ExportOptions:
         pretrained: Whether a library's own weights are wanted where no checkpoint is given.
         opset: The version of ONNX's operators.
         data: An .npz with further inputs to compare on.
+        task: Of `trtq.models.target.TASKS`: a language model with its cache; None: a model without one.
         family: A name of `trtq.models.families.FAMILIES`, for the settings; None: what the source says.
     """
 
@@ -55,8 +58,11 @@ class ExportOptions:
     opset: int = DEFAULT_OPSET
     data: str | Path | None = None
     family: str | None = None
+    task: str | None = None
 
     def __post_init__(self) -> None:
+        if self.task not in (None, *TASKS):
+            raise UsageError(f"there is no task {self.task!r}; take {', '.join(TASKS)}")
         if self.family is not None and self.family not in FAMILIES:
             raise UsageError(f"there is no family {self.family!r}; take {', '.join(FAMILIES)}")
         names = [item.name for item in self.inputs]
@@ -109,7 +115,10 @@ def export(
     with import_from_here():
         watcher.stage("Loading")
         loaded = load_module(
-            target, pretrained=options.pretrained and options.weights is None, trust=options.trust
+            target,
+            pretrained=options.pretrained and options.weights is None,
+            trust=options.trust,
+            task=options.task,
         )
         if options.weights is not None:
             for sentence in load_weights(loaded.module, Path(options.weights), trust=options.trust):
@@ -133,12 +142,15 @@ def _export(loaded: LoadedModule, output: Path, options: ExportOptions, watcher:
     sizes = {**_usual_sizes(inputs, loaded.spec), **options.sizes}
     names = [item.name for item in inputs]
     module = sort_by_position(loaded.module, names) if loaded.takes_names else loaded.module
+    if loaded.caches is not None:
+        module = take_caches(module)
     watcher.stage("Exporting")
     example = _tensors(inputs, sizes, 0)
     with set_to_eval(module):
         run_outputs(module, example)  # what the module itself says is clearer than what the exporter says
     open_axes = {item.name: item.open_axes for item in inputs}
-    model, note = to_onnx(module, example, open_axes, opset=options.opset)
+    outputs = None if loaded.caches is None else loaded.caches.outputs
+    model, note = to_onnx(module, example, open_axes, opset=options.opset, output_names=outputs)
     if note:
         watcher.warn(note)
     tolerance, lower = find_tolerance(model)
@@ -153,8 +165,12 @@ def _export(loaded: LoadedModule, output: Path, options: ExportOptions, watcher:
         graph = load(raw, min_opset=options.opset)
         for sentence in graph.notes:
             watcher.note(sentence)
+        if tie_weights(graph.model):
+            watcher.note("the embedding and the output layer share their weights in the file, too")
         save(graph.model, whole)
         feeds = [*_random_feeds(module, inputs, sizes), *_given_feeds(options.data, inputs)]
+        if loaded.caches is not None:
+            feeds += [_tensors(inputs, {**sizes, **other}, 50) for other in OTHER_SIZES]
         watcher.stage("Comparing", len(feeds))
         difference = 0.0
         with set_to_eval(module):
@@ -178,7 +194,7 @@ def _usual_sizes(inputs: Sequence[ModuleInput], spec: ModelSpec) -> dict[str, in
         for item in inputs
         if item.name in spec.inputs and len(spec.inputs[item.name].opt) == len(item.dims)
         for axis, dim in item.open_axes.items()
-        if axis
+        if axis and spec.inputs[item.name].opt[axis] and "+" not in dim  # not empty, and no sum of others
     }
 
 

@@ -14,6 +14,7 @@ import numpy as np
 from trtq.errors import DataError, UsageError
 from trtq.files import refuse_damage
 from trtq.models.families import (
+    ARRAY_FAMILIES,
     FAMILIES,
     TEXT_FAMILIES,
     describe_family,
@@ -31,9 +32,11 @@ from trtq.pipeline.graph.pictures import find_top
 ARRAYS = "arrays"
 """What is no family: a model that takes arrays as they are."""
 PRESETS = (*FAMILIES, ARRAYS)
+_WITHOUT_PICTURES = (ARRAYS, *ARRAY_FAMILIES, *TEXT_FAMILIES)
 _CALIBRATION = ("calibration", "calib", "calibration_data", "calib_data", "images", "train")
 _EVALUATION = ("evaluation", "eval", "evaluation_data", "validation", "val", "test")
 _PROCESSOR = "preprocessor_config.json"
+_TIMES = ("timestep", "timesteps", "time_step", "time_steps")
 _PICTURE_TYPES = ("float16", "float32", "bfloat16", "uint8")
 _SECTIONS = {
     "calibration": "The data that the ranges come from: a few hundred samples as the model will see them.",
@@ -92,7 +95,7 @@ class InitialSettings:
     @property
     def has_pictures(self) -> bool:
         """Whether the model takes pictures."""
-        return self.preset not in (ARRAYS, *TEXT_FAMILIES)
+        return self.preset not in _WITHOUT_PICTURES
 
 
 def init(
@@ -108,8 +111,8 @@ def init(
 
     Args:
         model: The ONNX file.
-        preset: The family: imagenet, yolo, encoder (bert), clip, vit, unit (0..1), pixels (0..255) or arrays.
-            None: what the model seems to be.
+        preset: The family: imagenet, yolo, encoder (bert), clip, vit, unit (0..1), pixels (0..255), diffusion
+            or arrays. None: what the model seems to be.
         spec: What is known already, in the place of what is guessed.
         preprocess: Fields of `Preprocess`, in the place of those of the preset.
         clues: What the model and its folder show; None: that is looked for.
@@ -169,6 +172,8 @@ def find_picture(inputs: Sequence[TensorSpec]) -> TensorSpec | None:
 def _guess(graph: Graph) -> tuple[str, str]:
     """Returns the preset that a model seems to want, and why."""
     picture, text = find_picture(graph.inputs), graph.path.stem.lower()
+    if time := next((item.name for item in graph.inputs if item.name in _TIMES), None):
+        return "diffusion", f"its input {time!r} is a time step"
     if picture is None:
         tokens = [item.name for item in graph.inputs if item.name.endswith(("_ids", "_mask"))]
         is_text = bool(tokens) and all(item.dtype.startswith("int") for item in graph.inputs)
@@ -192,8 +197,9 @@ def _guess(graph: Graph) -> tuple[str, str]:
 def _describe(clues: Clues, preset: str) -> ModelSpec:
     """Returns the settings of a preset for the inputs of the model."""
     inputs, picture = clues.graph.inputs, find_picture(clues.graph.inputs)
-    if preset == ARRAYS:
-        return ModelSpec(inputs=dict(_list_profiles(inputs)))
+    if preset in (ARRAYS, *ARRAY_FAMILIES):
+        spec = ModelSpec() if preset == ARRAYS else describe_family(preset, ())
+        return replace(spec, inputs=dict(_list_profiles(inputs)))
     if preset in TEXT_FAMILIES:
         usual = describe_family(preset, ()).inputs["input_ids"]
         matrices = [item for item in inputs if len(item.shape) == 2 and item.is_dynamic]
@@ -311,7 +317,7 @@ def _format(spec: ModelSpec, clues: Clues, preset: str, reason: str) -> str:
         *([f"Pictures: as {_PROCESSOR} says."] if clues.processor is not None else []),
         "What is commented out is the default. Options on the command line win over this file.",
     ]
-    pictures = {} if preset in (ARRAYS, *TEXT_FAMILIES) else {"preprocess": _PICTURES}
+    pictures = {} if preset in _WITHOUT_PICTURES else {"preprocess": _PICTURES}
     return format_commented(spec, pictures | _SECTIONS, *map(_one_line, head))
 
 

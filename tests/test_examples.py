@@ -12,11 +12,15 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
+import trtq
+
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 
 
 def test_every_example_has_its_test() -> None:
-    assert {path.name for path in EXAMPLES.iterdir() if path.is_file()} == {"qat_digits.py", "quantize.ipynb"}
+    assert {path.name for path in EXAMPLES.iterdir() if path.is_file()} == {
+        "diffusion.py", "qat_digits.py", "quantize.ipynb",
+    }  # fmt: skip
 
 
 @pytest.mark.slow
@@ -38,6 +42,23 @@ def test_fine_tuning_brings_back_what_ptq_loses(tmp_path: Path) -> None:
     assert {path.name for path in tmp_path.iterdir()} == {
         "calibration.npz", "float.onnx", "ptq.onnx", "qat.onnx",
     }  # fmt: skip
+
+
+@pytest.mark.slow
+def test_ranges_of_all_time_steps_beat_those_of_the_first(tmp_path: Path) -> None:
+    command = [sys.executable, str(EXAMPLES / "diffusion.py"), "--output", str(tmp_path), "--steps", "60"]
+    process = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert process.returncode == 0, process.stderr
+    _, *lines = process.stdout.splitlines()
+    text = r"(.*): (\w+); directions (\S+) dB, step by step ([\d ]+); pictures (\S+) dB"
+    matches = [re.fullmatch(text, line) for line in lines]
+    (every, _, *all_steps), (first, _, *first_step) = (found.groups() for found in matches if found)
+    assert (every, first) == ("all steps", "first step")
+    assert float(all_steps[0]) > float(first_step[0]) + 2
+    assert float(all_steps[2]) > float(first_step[2]) + 2
+    assert len(all_steps[1].split()) == 20
+    skipped = trtq.read_report(tmp_path / "all-steps.trtq").kept_float
+    assert {"norm_out/Gemm", "proj_out/MatMul"} <= {node.name for node in skipped}
 
 
 class _Client(NotebookClient):

@@ -59,7 +59,7 @@ def write_models(job: Job, ranges: Ranges | None, stage: Path, log: Log) -> Mode
         if job.is_as_given:
             path = _write(job.graph.model, stage / f"model.{job.name}.onnx")
             return ModelFiles({**_find_reference(job), job.name: path}, path, job.graph.model, ())
-        return _write_all(job, ranges, stage)
+        return _write_all(job, ranges, stage, log)
 
 
 def _find_reference(job: Job) -> dict[str, Path]:
@@ -86,7 +86,7 @@ def _has_baseline(job: Job) -> bool:
     return is_alone and (job.target.form is not None or job.evaluation is not None)
 
 
-def _write_all(job: Job, ranges: Ranges | None, stage: Path) -> ModelFiles:
+def _write_all(job: Job, ranges: Ranges | None, stage: Path, log: Log) -> ModelFiles:
     target, strategy = job.target, job.strategy
     baseline = convert_floats(job.graph.model, FP16, ranges, keep_fp32=job.spec.layers.keep_fp32)
     kept_fp32 = baseline.kept_fp32 if strategy.rest is FP16 else ()
@@ -98,6 +98,8 @@ def _write_all(job: Job, ranges: Ranges | None, stage: Path) -> ModelFiles:
     if target.name == "fp16":
         return ModelFiles(files, files["fp16"], baseline.model, kept_fp32)
     candidate = _quantize(job, ranges, baseline)
+    for sentence in candidate.notes:
+        log.note(sentence)
     if job.backend.needs_coded_outputs:
         quantize_biases(candidate.model)
     files[job.name] = _write(candidate.model, stage / f"model.{job.name}.onnx")
@@ -123,6 +125,7 @@ def _quantize(job: Job, ranges: Ranges | None, baseline: MixedModel) -> MixedMod
             find_runtime(job.backend.name),
             job.calibration,
             job.workers,
+            rotates="rotate" in job.spec.quantization.repairs,
         ),
         floats=baseline if is_baseline else None,
     )

@@ -17,6 +17,7 @@ from trtq.pipeline.judge.trials import LEAST_GAIN_DB
 from trtq.pipeline.rewrite.channels.reobserve import Reobserver
 from trtq.pipeline.rewrite.channels.scales import HEADROOM, Strength, plan_scales
 from trtq.pipeline.rewrite.channels.statistics import ChannelStats
+from trtq.pipeline.rewrite.rotation.rotate import rotate
 
 FEWEST_SAMPLES = 16
 """Held back. With fewer, the extremes of single channels are not known well enough: nothing is rescaled."""
@@ -76,6 +77,8 @@ def list_repairs(ranges: Sequence[Ranges], allowed: Collection[str], num_samples
         yield Repair("rescaling", partial(_rescale, allowed, HEADROOM))
         yield Repair("rescaling", partial(_rescale, allowed, 0.0), _HEADROOM_WORTH_DB, f" + {_NO_HEADROOM}")
         yield Repair("reobservation", _reobserve)
+    if "rotate" in allowed:
+        yield Repair("rotation", _rotate)
     last = Repair("bias", _correct_biases), Repair("weights", _clip_weights), Repair("adaround", _Rounding())
     yield from (repair for repair in last if repair.kind in allowed)
 
@@ -116,9 +119,32 @@ def _reobserve(ranges: Ranges, evidence: Evidence) -> Proposals:
     if (reobserver := evidence.reobserver) is None:
         return {}
     if not ranges.channels:
-        return dict.fromkeys(reobserver.describe(), ranges)
+        return dict.fromkeys(_name_reobserved(reobserver), ranges)
     found = reobserver.observe_again(evidence.model, evidence.placement, ranges, evidence.batches)
-    return dict(zip(reobserver.describe(), found, strict=True))
+    return dict(zip(_name_reobserved(reobserver), found, strict=True))
+
+
+def _name_reobserved(reobserver: Reobserver) -> list[str]:
+    return [f"{name} of rescaled tensors" for name in reobserver.describe()]
+
+
+def _rotate(ranges: Ranges, evidence: Evidence) -> Proposals:
+    """Rotates the residual streams, in whose norms no channel is then much larger than others.
+
+    What was known of the channels of their tensors is of no use then, and their ranges are those of another
+    pass over the data, by each method.
+    """
+    names = rotate(evidence.model).names
+    if not names.keys() & {name for name, _ in evidence.placement.encodings}:
+        return {}
+    channels = {name: item for name, item in ranges.channels.items() if name not in names}
+    turned = replace(ranges, rotation="hadamard", channels=channels)
+    if not names.keys() & {*evidence.placement.activations}:
+        return {"rotate": turned}
+    if (reobserver := evidence.reobserver) is None:
+        return {}
+    found = reobserver.observe_again(evidence.model, evidence.placement, turned, evidence.batches)
+    return dict(zip((f"rotate ({name})" for name in reobserver.describe()), found, strict=True))
 
 
 def _correct_biases(ranges: Ranges, evidence: Evidence) -> Proposals:
@@ -139,10 +165,10 @@ def _clip_weights(ranges: Ranges, _: Evidence) -> Proposals:
 class _Rounding:
     """Finds roundings of weights, on the first even feeds whatever the evidence."""
 
-    unscaled: Mapping[str, bytes] | None = None  # of weights that no channel rescales: found once
+    unscaled: Mapping[str, bytes] | None = None  # of weights that nothing rescales or rotates: found once
 
     def __call__(self, ranges: Ranges, evidence: Evidence) -> Proposals:
-        is_scaled = any(item.scale for item in ranges.channels.values())
+        is_scaled = ranges.rotation != "none" or any(item.scale for item in ranges.channels.values())
         found = None if is_scaled else self.unscaled
         if found is None:
             found = find_roundings(evidence.model, evidence.placement, ranges, evidence.batches)

@@ -106,7 +106,8 @@ def quantize(
         refuse_nothing_in_products(graph, spec, target, placement)
         if ranges is None:
             refuse_nothing_stored(graph, target, placement)
-        encoding = WeightEncoding(target.weights.method, runtime, batches)
+        rotates = "rotate" in spec.quantization.repairs
+        encoding = WeightEncoding(target.weights.method, runtime, batches, rotates=rotates)
     elif ranges is None and (target.kv_cache is None or placement.activations):
         needy = f"; {placement.activations[0]!r} needs one" if placement.activations else ""
         raise UsageError(f"there is nothing to quantize with: give ranges, or a weight format{needy}")
@@ -125,6 +126,8 @@ def quantize(
     mixed = quantize_graph(
         graph, placement, ranges, rest=rest, keep_fp32=spec.layers.keep_fp32, weights=encoding
     )
+    for sentence in mixed.notes:
+        watcher.note(sentence)
     return _save_whole(mixed.model, Path(output))
 
 

@@ -16,9 +16,12 @@ from trtq.pipeline.formats import BF16, FP16, FP32
 from trtq.pipeline.formats.floats import FloatFormat
 from trtq.pipeline.graph.load import Graph
 from trtq.pipeline.graph.placement import Placement
+from trtq.pipeline.rewrite.channels.rescale import rename
 from trtq.pipeline.rewrite.kv_cache import hold_caches
 from trtq.pipeline.rewrite.precision import to_bf16, to_fp16
 from trtq.pipeline.rewrite.qdq import quantize
+from trtq.pipeline.rewrite.rotation.rotate import rotate
+from trtq.pipeline.rewrite.rotation.weights import measure_gain
 from trtq.pipeline.rewrite.weights.apply import Runtime, quantize_weights
 from trtq.pipeline.rewrite.weights.choose import ChosenWeight, group_by_weight
 from trtq.pipeline.rewrite.weights.gram import quantize_by_gptq
@@ -28,10 +31,11 @@ from trtq.workers import Workers
 
 @dataclass(frozen=True, slots=True)
 class MixedModel:
-    """A model in several precisions, and what stays FP32 although the rest is FP16."""
+    """A model in several precisions, what stays FP32 although the rest is FP16, and what to tell of it."""
 
     model: ir.Model
     kept_fp32: tuple[KeptFp32, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,12 +47,14 @@ class WeightEncoding:
         runtime: Who runs the result, caches of codes too.
         batches: The data, checked against the model; GPTQ and AWQ need it.
         workers: Who share what these do; None: this process.
+        rotates: Whether residual streams may be rotated, where the weights then lose less.
     """
 
     method: str = "rtn"
     runtime: Runtime = "tensorrt"
     batches: Batches | None = None
     workers: Workers | None = None
+    rotates: bool = False
 
 
 def quantize_graph(
@@ -78,6 +84,20 @@ def quantize_graph(
         DataError: The data does not fit.
     """
     importance: Mapping[str, NDArray[np.float64]] = {}
+    notes: tuple[str, ...] = ()
+    if weights.rotates and weights.method != "awq" and not placement.encodings:  # AWQ scales channels itself
+        chosen, dtype = group_by_weight(graph.model, placement), rest.array_dtype.name
+        if (gain := measure_gain(graph.model, chosen, dtype)) is not None:
+            rotated = rotate(graph.model)
+            notes = (
+                f"the residual stream is rotated: the weights then make {gain:.3g} times less noise; "
+                f"--repair none leaves it",
+            )
+            graph, placement = (
+                replace(graph, model=rotated.model),
+                rename(placement, rotated.model, rotated.names),
+            )
+            ranges, floats = ranges and rotated.rename_ranges(ranges), None
     if weights.method == "awq":
         assert weights.batches is not None
         found = rescale_inputs(
@@ -94,7 +114,8 @@ def quantize_graph(
             model = hold_caches(model, placement.caches, ranges, scale_dtype=dtype, joins_codes=joins)
         floats = convert_floats(model, rest, ranges, keep_fp32=keep_fp32)
     chosen = group_by_weight(graph.model, placement)
-    return _with_few_bits(floats, graph.model, chosen, weights, importance) if chosen else floats
+    made = _with_few_bits(floats, graph.model, chosen, weights, importance) if chosen else floats
+    return replace(made, notes=notes)
 
 
 def convert_floats(

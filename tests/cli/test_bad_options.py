@@ -17,7 +17,10 @@ ASKED = "--calib-data data.npz"
         ("--percentile 0", "percentile must be above 0 and at most 100, got 0.0"),
         ("--percentile 100.1", "percentile must be above 0 and at most 100, got 100.1"),
         ("--percentile nan", "percentile must be above 0 and at most 100, got nan"),
-        ("--repair smoothe", "there is no repair 'smoothe'; take auto, none, equalize, smooth, shift, bias"),
+        (
+            "--repair smoothe",
+            "there is no repair 'smoothe'; take auto, none, equalize, smooth, shift, rotate",
+        ),
         ("--repair bias,none", "repair is auto alone, none alone, or some of equalize, smooth"),
         ("--percentile 99 --calib-method mse", "--percentile is for --calib-method percentile, not mse"),
         ("--calib-batch-size 0", "calibration batch_size must be at least 1, got 0"),

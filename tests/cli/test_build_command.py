@@ -124,7 +124,7 @@ def test_a_dry_run_shows_the_plan_and_writes_nothing(demo_folder: Path) -> None:
     assert lines[2].startswith("engine INT8 + FP16 by tensorrt-rtx ")
     assert lines[3:6] == [
         f"calibration {demo_folder / 'calibration.npz'} (512 samples)",
-        "ranges by auto; repairs: equalize, smooth, shift, bias, weights",
+        "ranges by auto; repairs: equalize, smooth, shift, rotate, bias, weights",
         f"evaluation {demo_folder / 'evaluation.npz'} (600 samples)",
     ]
     assert lines[6] == (

@@ -57,7 +57,7 @@ def test_every_preset_reads_back_and_explains_every_key(preset: str, model: Path
     found, text = read_spec("s.toml"), Path("s.toml").read_text()
     assert found.calibration.data == "data/c.npz"
     family = FAMILIES[preset]() if preset in FAMILIES else None
-    if preset in ("encoder", "bert", "arrays"):
+    if preset in ("encoder", "bert", "diffusion", "arrays"):
         assert "[preprocess]" not in text
     else:
         assert family is not None
@@ -79,6 +79,7 @@ def test_every_preset_reads_back_and_explains_every_key(preset: str, model: Path
         ("x", "1,64,64,3", "m", "imagenet"),
         ("x", "1,7,64,64", "m", "arrays"),
         ("x", "1,3", "m", "arrays"),
+        ("timestep", "1", "m", "diffusion"),
     ],
 )
 def test_the_family_is_guessed_by_names_and_shapes(

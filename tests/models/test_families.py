@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 from trtq.calibrators.settings import read_spec
 from trtq.models.families import (
     FAMILIES,
+    describe_diffusion,
     describe_encoder,
     describe_family,
     describe_imagenet,
@@ -128,3 +130,18 @@ def test_a_family_takes_the_name_and_the_size_of_the_picture() -> None:
     assert (spec.preprocess.resize, spec.preprocess.crop) == ((183,), (160,))
     assert describe_family("imagenet", (parse_input("x:Nx3xHxW"),)) == describe_imagenet()
     assert describe_family("encoder", (parse_input("x:NxL"),)) == describe_encoder()
+
+
+@pytest.mark.parametrize(
+    ("name", "is_last"),
+    [
+        ("proj_out/MatMul", True),
+        ("/proj_out/Gemm", True),
+        ("transformer.norm_out.linear/Gemm", True),
+        ("single_transformer_blocks.0.proj_out/MatMul", False),
+        ("proj_output/MatMul", False),
+    ],
+)
+def test_the_last_layers_of_a_diffusion_transformer_stay_float(name: str, is_last: bool) -> None:
+    patterns = describe_diffusion().layers.skip
+    assert any(re.search(pattern, name) for pattern in patterns) == is_last

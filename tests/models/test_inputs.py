@@ -64,3 +64,15 @@ def test_sizes_by_their_texts() -> None:
     assert parse_sizes(("H=256", "L=16")) == {"H": 256, "L": 16}
     with pytest.raises(UsageError, match=r"'H=' is not a size; write NAME=SIZE"):
         parse_sizes(("H=",))
+
+
+def test_a_sum_of_open_dims_has_their_sizes_and_integers_lie_below_what_is_said() -> None:
+    item = ModuleInput("mask", ("N", "P+S"), "int64", below=5)
+    assert item.shape({"P": 3, "S": 4}) == (2, 7)
+    assert {*item.example({"P": 30, "S": 40}).ravel().tolist()} == {0, 1, 2, 3, 4}
+    check_sizes({"P": 3}, [item])
+    assert parse_sizes(("past=3",)) == {"past": 3}
+    with pytest.raises(
+        UsageError, match=r"a size is given for 'P\+S', but the open dims are N, P, S of mask"
+    ):
+        check_sizes({"P+S": 3}, [item])

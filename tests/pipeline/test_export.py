@@ -207,3 +207,8 @@ def test_an_unknown_family_and_a_missing_folder_are_told(here: Path) -> None:
         ExportOptions(family="gan")
     with pytest.raises(ArtifactError, match=r"there is no folder"):
         export("export_nets:Net", here / "absent" / "net.onnx")
+
+
+def test_a_task_that_there_is_not_is_refused() -> None:
+    with pytest.raises(UsageError, match=r"^there is no task 'chat'; take text-generation$"):
+        ExportOptions(task="chat")

@@ -63,6 +63,21 @@ decoder (int64[N,S] input_ids) => (float[N,S,256] logits) {
   y = Add(x, down)
   [lm_head] logits = MatMul(y, w_head)
 }"""
+_DIFFUSION = """<ir_version: 9, opset_import: ["" : 19]>
+diffusion (float[N,16,8] sample, float[N] timestep) => (float[N,16,8] direction) <int64[1] one = {1}> {
+  [patch_embed] x = MatMul(sample, w_in)
+  t = Unsqueeze(timestep, one)
+  angles = Mul(t, frequencies)
+  waves = Sin(angles)
+  row = Unsqueeze(waves, one)
+  [condition] scale = MatMul(row, w_condition)
+  h = Mul(x, scale)
+  up = MatMul(h, w_up)
+  act = Relu(up)
+  down = MatMul(act, w_down)
+  y = Add(x, down)
+  [proj_out] direction = MatMul(y, w_out)
+}"""
 _FEED_FORWARD: Shapes = {"w_up": (128, 256), "w_down": (256, 128)}
 _QKVO: Shapes = {f"w_{name}": (128, 128) for name in "qkvo"}
 _CONVOLUTIONS: Shapes = {"w1": (16, 3, 3, 3), "w2": (32, 16, 3, 3), "w3": (64, 32, 3, 3)}
@@ -73,12 +88,22 @@ _TEXTS: dict[str, tuple[str, Shapes]] = {
         _DECODER,
         {"embed_tokens": (256, 128), "w_gate": (128, 256), **_FEED_FORWARD, "w_head": (128, 256)},
     ),
+    "diffusion": (
+        _DIFFUSION,
+        {
+            "w_in": (8, 128),
+            "frequencies": (1, 32),
+            "w_condition": (32, 128),
+            **_FEED_FORWARD,
+            "w_out": (128, 8),
+        },
+    ),
 }
 _NUM_SAMPLES = 16
 
 
 def save_kinds(folder: Path) -> None:
-    """Writes folders with a model and its data: a detector, an encoder, a decoder."""
+    """Writes a folder with a model and its data for each kind."""
     rng = np.random.default_rng(0)
     for kind, (text, shapes) in _TEXTS.items():
         model = onnx.parser.parse_model(text)
@@ -101,3 +126,8 @@ def save_kinds(folder: Path) -> None:
         attention_mask=(np.arange(16) < lengths).astype(np.int64),
     )
     np.savez(folder / "decoder" / "tokens.npz", input_ids=tokens)
+    np.savez(
+        folder / "diffusion" / "all-steps.npz",
+        sample=rng.standard_normal((4 * _NUM_SAMPLES, 16, 8)).astype(np.float32),
+        timestep=rng.permutation(np.tile(np.linspace(1, 0.25, 4, dtype=np.float32), _NUM_SAMPLES)),
+    )

@@ -1,8 +1,8 @@
-"""The ranges of rescaled tensors, taken again from what they have become."""
+"""The ranges of rescaled and rotated tensors, taken again from what they have become."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -12,7 +12,7 @@ from trtq.calibrators.batches import Batches
 from trtq.calibrators.estimate import describe, estimate
 from trtq.calibrators.observe import PassControl
 from trtq.calibrators.parts import observe_by
-from trtq.calibrators.ranges import Ranges
+from trtq.calibrators.ranges import Range, Ranges
 from trtq.pipeline.graph.fp4 import without_fp4
 from trtq.pipeline.graph.placement import Placement
 from trtq.pipeline.rewrite.channels.rescale import rescale
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Reobserver:
-    """How rescaled tensors are observed.
+    """How rescaled and rotated tensors are observed.
 
     Attributes:
         methods: Each gives ranges of its own.
@@ -41,15 +41,15 @@ class Reobserver:
     def observe_again(
         self, model: ir.Model, placement: Placement, ranges: Ranges, batches: Batches
     ) -> list[Ranges]:
-        """Returns the ranges with another amax of every rescaled tensor, by each of the methods.
+        """Returns the ranges with those of every rescaled or rotated tensor, by each of the methods.
 
-        Rescaling knows of each channel how far it reaches, not how often, so that its amax holds everything.
-        One pass over the rescaled model tells the rest.
+        Rescaling knows of each channel how far it reaches, not how often, so that its amax holds everything;
+        of a rotation nothing is known. One pass over the changed model tells the rest.
 
         Args:
             model: The float graph; it is not changed.
             placement: Which inputs are quantized.
-            ranges: With the scales of some channels.
+            ranges: With the scales of some channels, or the rotation.
             batches: The calibration data.
 
         Raises:
@@ -58,22 +58,13 @@ class Reobserver:
         """
         made = rescale(model, placement, ranges)
         feeds = batches if self.step == 1 else batches.take_every(0, self.step)
-        tensors = list(made.names.values())
+        tensors = [name for name in made.names.values() if name in made.placement.activations]
         seen = observe_by(self.workers, without_fp4(made.model), tensors, feeds, self.control)
-        found = []
-        for method in self.methods:
-            estimated = estimate(seen, method, levels=made.placement.formats).tensors
-            channels = {
-                name: replace(
-                    ranges.channels[name],
-                    amax=estimated[renamed].amax,
-                    largest=max(-estimated[renamed].minimum, estimated[renamed].maximum),
-                )
-                for name, renamed in made.names.items()
-                if estimated[renamed].amax > 0
-            }
-            found.append(replace(ranges, channels={**ranges.channels, **channels}))
-        return found
+        before = {renamed: name for name, renamed in made.names.items()}
+        return [
+            _take(ranges, estimate(seen, method, levels=made.placement.formats).tensors, before)
+            for method in self.methods
+        ]
 
     def on_even_feeds(self) -> Reobserver:
         """Returns the same over the first, third, fifth ... feed."""
@@ -84,5 +75,29 @@ class Reobserver:
         return replace(self, methods=self.methods[index : index + 1])
 
     def describe(self) -> list[str]:
-        """Returns the names of what is tried, for people."""
-        return [f"{describe(method).partition('(')[0]} of rescaled tensors" for method in self.methods]
+        """Returns the names of the methods, for people."""
+        return [describe(method).partition("(")[0] for method in self.methods]
+
+
+def _take(ranges: Ranges, seen: Mapping[str, Range], before: Mapping[str, str]) -> Ranges:
+    """Returns the ranges with what was seen of changed tensors.
+
+    Args:
+        ranges: Those before.
+        seen: By the names that the tensors have now; of those rescaled, the range is known by their channels.
+        before: What each was called before.
+    """
+    channels, tensors = dict(ranges.channels), dict(ranges.tensors)
+    beyond, formats = dict(ranges.beyond_fp16), dict(ranges.formats)
+    for name, item in seen.items():
+        old, largest = before[name], max(-item.minimum, item.maximum)
+        if old in channels and channels[old].scale:
+            if item.amax > 0:
+                channels[old] = replace(channels[old], amax=item.amax, largest=largest)
+            continue
+        tensors[name] = item
+        if old in beyond:
+            beyond[name] = beyond[old]
+        if old in formats:
+            formats[name] = formats[old]
+    return replace(ranges, channels=channels, tensors=tensors, beyond_fp16=beyond, formats=formats)

@@ -22,6 +22,7 @@ from trtq.pipeline.rewrite.channels.operands import (
 )
 from trtq.pipeline.rewrite.channels.producers import Producer, divide_outputs, find_producer
 from trtq.pipeline.rewrite.channels.statistics import find_channel_readers
+from trtq.pipeline.rewrite.rotation.rotate import rotate
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,14 +53,23 @@ def rescale(model: ir.Model, placement: Placement, ranges: Ranges) -> Rescaled:
     (cross-layer equalization, Nagel et al., arXiv 1906.04721, section 4.1; there ReLU6 becomes ReLU, here it
     keeps its bound); else it stands in the graph, as one Mul and at most one Sub.
 
+    Where the ranges are of rotated streams, these are rotated before (`rotate`).
+
     Args:
         model: The float graph; it is not changed.
         placement: Which inputs are quantized.
         ranges: With the channels.
     """
+    turned: Mapping[str, str] = {}
+    if ranges.rotation == "hadamard":
+        rotated = rotate(model)
+        model, turned = rotated.model, rotated.names
+        placement = rename(placement, model, turned)
+        channels = {name: item for name, item in ranges.channels.items() if name not in turned}
+        ranges = replace(ranges, rotation="none", channels=channels)
     wanted = {name: item for name, item in ranges.channels.items() if item.scale}
     if not wanted:
-        return Rescaled(model, placement, ranges)
+        return Rescaled(model, placement, ranges, turned)
     result = model.clone()
     readers, edit = find_channel_readers(result, placement), GraphEditor(result)
     layers = {layer.name for layer in placement.layers}
@@ -88,7 +98,7 @@ def rescale(model: ir.Model, placement: Placement, ranges: Ranges) -> Rescaled:
         result,
         rename(placement, result, renamed),
         replace(ranges, tensors=tensors, channels=channels, beyond_fp16=beyond, formats=formats),
-        renamed,
+        {**turned, **renamed},
     )
 
 

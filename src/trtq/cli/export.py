@@ -13,6 +13,7 @@ from trtq.cli.help import GroupedCommand
 from trtq.files import check_output
 from trtq.models.families import FAMILIES
 from trtq.models.inputs import parse_input, parse_sizes
+from trtq.models.target import TASKS
 from trtq.numbers import format_bytes, format_count
 from trtq.pipeline.export import DEFAULT_OPSET, ExportedFile, ExportOptions, export
 
@@ -54,6 +55,11 @@ from trtq.pipeline.export import DEFAULT_OPSET, ExportedFile, ExportOptions, exp
     type=click.Choice(list(FAMILIES)),
     help="For a module of your own: write the settings of this kind of model.",
 )
+@click.option(
+    "--task",
+    type=click.Choice(TASKS),
+    help="For hf: a causal language model, with its cache as inputs and outputs.",
+)
 @options.json_option
 @click.option("-q", "--quiet", is_flag=True, help="Print warnings and errors only.")
 def command(target: str, output: Path, **given: Any) -> None:
@@ -66,6 +72,7 @@ def command(target: str, output: Path, **given: Any) -> None:
 
     \b
       trtq export torchvision:resnet18 -o resnet18.onnx
+      trtq export hf:FOLDER --task text-generation -o decoder.onnx
       trtq export mypackage.nets:detector --weights best.pt --input x:Nx3x640x640 -o detector.onnx
     """
     check_output(output, Path(target), given["weights"], given["data"])
@@ -78,6 +85,7 @@ def command(target: str, output: Path, **given: Any) -> None:
         opset=given["opset"],
         data=given["data"],
         family=given["family"],
+        task=given["task"],
     )
     with ConsoleWatcher(quiet=given["quiet"]) as watcher:
         exported = export(target, output, options=chosen, watcher=watcher)
