@@ -11,6 +11,7 @@ import pytest
 from numpy.typing import NDArray
 
 from trtq.calibrators.batches import Feed
+from trtq.models.session import run
 from trtq.pipeline.judge import macs
 from trtq.pipeline.judge.macs import LayerWork, count_macs, count_work
 
@@ -62,7 +63,7 @@ def test_one_sample_is_run_where_the_model_takes_it(
         f"net (float[{size}, 3] x) => (float[{size}, 3] y) {{ {body} }}",
         w=zeros(3, 3), fixed=np.array([4, 3], np.int64),
     )  # fmt: skip
-    seen = Mock(wraps=macs.run)
+    seen = Mock(wraps=run)
     monkeypatch.setattr(macs, "run", seen)
     assert [*count_macs(model, Feed({"x": zeros(4, 3)}, "a feed", 4)).values()] == [9]
     assert [len(call.args[2]["x"]) for call in seen.call_args_list] == runs
