@@ -146,7 +146,7 @@ class QuantizationSpec:
             of its own largest value, in each run; these layers need no calibration.
         effort: How far methods and repairs are tried on data held back. quick tries none. balanced tries all
             on a few samples and the best on up to 64, and drops what can hardly win; thorough drops none of
-            the best three and takes up to twice as long.
+            the best three and takes up to three times as long.
     """
 
     repair: tuple[str, ...] = setting((AUTO,), metavar="NAMES")

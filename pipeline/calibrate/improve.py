@@ -33,11 +33,11 @@ _NUM_RUNS = 750
 and is tried without headroom and with other ranges."""
 
 
-_CHEAP_MACS = 4e11
-"""What every search may cost: some twenty to thirty seconds on two cores."""
-_MOST_PASSES: Mapping[Effort, int] = {"balanced": 3, "thorough": 6}
+_CHEAP_MACS = 1e11
+"""What every search may cost: some five to eight seconds on two cores."""
+_MOST_PASSES: Mapping[Effort, int] = {"balanced": 2, "thorough": 6}
 """A search may also cost as much as so many passes over the calibration data; quick searches for nothing."""
-_SMALLEST_BUDGET = (4, 16)
+_SMALLEST_BUDGET = (4, 24)
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
+from functools import partial
 from itertools import count
 from pathlib import Path
 from types import MappingProxyType
@@ -117,26 +117,27 @@ def compare_models(
             other data.
         UsageError: It is not clear which output the labels belong to.
     """
-    files = {name: ModelFile(path) for name, path in models.items()}
-    sessions = {name: MovableSession(partial(_open_session, file)) for name, file in files.items()}
     truth = _find_truth(pairs)
-    coded = {**{name: read_coded_caches(path) for name, path in models.items()}, **coded}
+    own_workers = workers if all(map(can_move, engines)) else None
+    opened = {
+        name: _open_file(path, looks=name == truth and views is None, runs=own_workers is None)
+        for name, path in models.items()
+    }
+    coded = {**{name: item.caches for name, item in opened.items()}, **coded}
     given = {item.past for item in coded.get(truth, ())}  # whose data comes in codes
     work = _Work(
-        sessions,
+        {name: item.session for name, item in opened.items()},
         {name: tuple(item for item in found if item.past not in given) for name, found in coded.items()},
         tuple(engines),
         tuple(pairs),
         truth,
-        files.get(truth),
         labels,
-        views,
+        views or (opened[truth].views if truth in opened else OutputViews()),
         batches.origin,
     )
     names = (*models, *(runner.name for runner in engines))
     tally = Tally(None if labels is None else Scores(labels, names))
-    is_shared = workers is not None and all(map(can_move, engines))
-    seen = _share(work, batches, workers) if workers is not None and is_shared else _run_here(work, batches)
+    seen = _run_here(work, batches) if own_workers is None else _share(work, batches, own_workers)
     num_samples, samples, pasts = 0, list[str](), set[str]()
     for item in seen:
         tally.add(item.marks)
@@ -172,6 +173,34 @@ def _take_floats(runner: Any, caches: Sequence[CodedCache]) -> Any:
     return create_converting_runner(runner, inputs, {item.present: item.decode for item in caches})
 
 
+@dataclass(frozen=True, slots=True)
+class _OpenedFile:
+    """A file that is compared: its session, its caches of codes, and how its outputs are looked at."""
+
+    session: MovableSession
+    caches: tuple[CodedCache, ...]
+    views: OutputViews
+
+
+def _open_file(path: Path, *, looks: bool, runs: bool) -> _OpenedFile:
+    """Returns what a file gives, which is read once.
+
+    Args:
+        path: The file.
+        looks: Whether its outputs say how all are looked at.
+        runs: Whether its session is opened here and now.
+    """
+    typed = read_typed(path)
+    model, _ = typed
+    session = MovableSession(partial(_open_session, ModelFile(path)))
+    if runs:
+        session.session = open_compared(path, typed)
+    views = OutputViews()
+    if looks:
+        views = create_views(without_bf16(model) if has_bf16(model) else model)
+    return _OpenedFile(session, find_coded_caches(model), views)
+
+
 def _open_session(file: ModelFile) -> Session:
     with file.open() as path:
         return open_compared(path)
@@ -193,9 +222,8 @@ class _Work:
         engines: Further runners.
         pairs: Candidates and references.
         truth: The reference that is judged by nothing else; empty: there is none.
-        file: Its file, if it is one.
         labels: Where the labels are, and how answers are scored.
-        given: How outputs are looked at; None: as the file says.
+        views: How outputs are looked at.
         origin: What the data is, for messages.
     """
 
@@ -204,19 +232,9 @@ class _Work:
     engines: tuple[Any, ...]
     pairs: Pairs
     truth: str
-    file: ModelFile | None
     labels: Labels | None
-    given: OutputViews | None
+    views: OutputViews
     origin: str
-
-    @cached_property
-    def views(self) -> OutputViews:
-        """How outputs are looked at."""
-        if self.given is not None or self.file is None:
-            return self.given or OutputViews()
-        with self.file.open() as path:
-            model, _ = read_typed(path)
-            return create_views(without_bf16(model) if has_bf16(model) else model)
 
     @property
     def runners(self) -> list[Any]:

@@ -8,8 +8,13 @@ from trtq.pipeline.graph.edit import GraphEditor, widen
 
 _FLOAT = ir.DataType.FLOAT
 _HALVES = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
-_MOVES = ("Identity", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Expand", "Gather", "Slice")
-"""What they make has been rounded already."""
+_PICKS = frozenset({
+    "Abs", "Ceil", "Clip", "Concat", "DepthToSpace", "Expand", "Flatten", "Floor", "Gather", "GatherElements",
+    "GatherND", "GlobalMaxPool", "Identity", "Max", "MaxPool", "Min", "Neg", "Pad", "ReduceMax", "ReduceMin",
+    "Relu", "Reshape", "Round", "Sign", "Slice", "SpaceToDepth", "Split", "Squeeze", "Tile", "TopK",
+    "Transpose", "Unsqueeze", "Where",
+})  # fmt: skip
+"""What they make are values that they read, or whole numbers, so that it has been rounded already."""
 
 
 def emulate_halves(model: ir.Model) -> ir.Model | None:
@@ -35,7 +40,7 @@ def emulate_halves(model: ir.Model) -> ir.Model | None:
     widen(result, _HALVES)
     for value, dtype in halves.items():
         node = value.producer()
-        if node is not None and (node.op_type not in _MOVES or value in outputs):
+        if node is not None and (node.op_type not in _PICKS or value in outputs):
             _round(edit, value, dtype, is_output=value in outputs)
     for value, dtype in given.items():
         value.type = ir.TensorType(dtype)

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from typing import Any
 
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from trtq.calibrators.batches import Feed
+from trtq.errors import ModelError
 from trtq.models.session import open_session, run
 from trtq.pipeline.graph.fp4 import without_fp4
 from trtq.pipeline.graph.placement import WEIGHTED
@@ -55,8 +59,9 @@ def count_work(model: ir.Model, feed: Feed) -> dict[str, LayerWork]:
     tapped = model.clone()
     nodes = [node for node in tapped.graph if node.op_type in WEIGHTED]
     values = (value for node in nodes for value in (*node.inputs[:_NUM_INPUTS], *node.outputs[:1]))
-    shapes = _measure_shapes(tapped, dict.fromkeys(value for value in values if value and value.name), feed)
-    count = max(feed.num_samples, 1)
+    shapes, count = _measure_shapes(
+        tapped, dict.fromkeys(value for value in values if value and value.name), feed
+    )
     found = {}
     for node in nodes:
         inputs = [shapes.get(value, ()) for value in node.inputs[:_NUM_INPUTS]]
@@ -72,9 +77,10 @@ def count_work(model: ir.Model, feed: Feed) -> dict[str, LayerWork]:
 
 def _measure_shapes(
     model: ir.Model, values: Collection[ir.Value], feed: Feed
-) -> Mapping[ir.Value | None, Shape]:
+) -> tuple[Mapping[ir.Value | None, Shape], int]:
+    """Returns the shapes, and of how many samples: of one alone where the model takes that."""
     if not values:
-        return {}
+        return {}, 1
     names = [f"trtq_shape_{index}" for index in range(len(values))]
     for name, value in zip(names, values, strict=True):
         node = ir.node("Shape", [value], name=name)
@@ -83,8 +89,21 @@ def _measure_shapes(
         model.graph.outputs.append(node.outputs[0])
     arrays = {str(value.name): feed.arrays[str(value.name)] for value in model.graph.inputs}
     # Not optimized: ONNX Runtime would look through all these outputs at each node.
-    found = run(open_session(without_fp4(model), optimize=False), names, arrays)
-    return {value: tuple(shape.tolist()) for value, shape in zip(values, found, strict=True)}
+    session = open_session(without_fp4(model), optimize=False)
+    found, count = None, max(feed.num_samples, 1)
+    if _takes_one(model, arrays, count):
+        with suppress(ModelError):  # a size inside may be fixed all the same
+            found = run(session, names, {name: array[:1] for name, array in arrays.items()})
+            count = 1
+    found = found or run(session, names, arrays)
+    return {value: tuple(shape.tolist()) for value, shape in zip(values, found, strict=True)}, count
+
+
+def _takes_one(model: ir.Model, arrays: Mapping[str, NDArray[Any]], num_samples: int) -> bool:
+    """Whether the samples lie along the first axis of every input, which is open."""
+    shapes = [value.shape for value in model.graph.inputs]
+    is_open = all(shape and not isinstance(shape[0], int) for shape in shapes)
+    return is_open and all(array.shape[0] == num_samples for array in arrays.values())
 
 
 def _macs(node: ir.Node, inputs: Sequence[Shape], output: Shape) -> int:

@@ -23,6 +23,8 @@ _NUM_LATER = 2
 """How many go on from the second round; the third of the first few samples is sometimes the best of all."""
 _GROWTH = 2
 """Each round has so many times the samples of the one before."""
+_ERRORS, _FEW_ERRORS = 2, 4
+"""By how many standard errors of its mean gain a candidate falls behind; the first few samples tell less."""
 _ATTENTION = "INT8 attention"
 
 
@@ -146,13 +148,15 @@ class _Search:
                 best = candidates[ranked[0]].scores()
                 return ranked[0] if best.is_clearly_above(self.judged.scores(), least_gain_db) else None
             left = ranked[: _NUM_LATER if self.budget.races and index > 0 else _NUM_FINALISTS]
-            if self.budget.races and index > 0:  # the first few samples are too few to give up on all
+            if self.budget.races:
+                errors = _FEW_ERRORS if index == 0 else _ERRORS
                 own, leader = self.judged.scores(num_feeds), candidates[ranked[0]].scores()
                 found = {name: candidates[name].scores() for name in left}
                 left = [
                     name
                     for name, scores in found.items()
-                    if scores.may_be_above(own, least_gain_db) and scores.may_be_above(leader, 0.0)
+                    if scores.may_be_above(own, least_gain_db, errors)
+                    and scores.may_be_above(leader, 0.0, errors)
                 ]
         return None
 

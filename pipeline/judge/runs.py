@@ -82,13 +82,17 @@ def drop(arrays: Mapping[str, NDArray[Any]], names: Collection[str | None]) -> d
     return {name: array for name, array in arrays.items() if name not in names}
 
 
-def open_compared(path: Path) -> Session:
+def open_compared(path: Path, typed: tuple[ir.Model, bool] | None = None) -> Session:
     """Returns the session in which a file is compared: with its roundings, and unoptimized where it rounds.
+
+    Args:
+        path: The file.
+        typed: What `read_typed` has returned of it; None: it is read.
 
     Raises:
         ModelError: ONNX Runtime cannot load it.
     """
-    model, is_changed = read_typed(path)
+    model, is_changed = typed or read_typed(path)
     rounded = emulate_halves(model) or make_quantize_exact(model)
     if rounded is None and not is_changed:
         return open_reference(path, optimize=computes_in_float32(model))

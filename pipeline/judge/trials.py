@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -17,9 +18,11 @@ from trtq.calibrators.ranges import Ranges
 from trtq.calibrators.survey import map_values_made
 from trtq.models.packed import PackedModel, pack
 from trtq.models.session import Session, SessionOptions, open_session, run
+from trtq.pipeline.formats import INT8
 from trtq.pipeline.graph.fp4 import without_fp4
 from trtq.pipeline.graph.placement import Placement
 from trtq.pipeline.judge.parts import list_judged_outputs
+from trtq.pipeline.judge.runs import computes_in_float32
 from trtq.pipeline.judge.steady import split_by_sample
 from trtq.pipeline.rewrite.qdq import quantize
 from trtq.sums import sum_products
@@ -29,6 +32,7 @@ _EXACT_DB = 80.0
 LEAST_GAIN_DB = 0.2
 """What a candidate must gain at least to be applied."""
 _MOST_AT_A_TIME = 4
+_MOST_OPEN = 3
 _FLOAT32_BYTES = 4
 
 
@@ -56,11 +60,11 @@ class SampleScores:
         least = max(least_db, 2 * float(error))
         return bool(gains.mean() >= least) and self.db - other.db >= least_db
 
-    def may_be_above(self, other: SampleScores, least_db: float = LEAST_GAIN_DB) -> bool:
-        """Whether these may be better by so much on all samples, by twice the standard error of the mean."""
+    def may_be_above(self, other: SampleScores, least_db: float = LEAST_GAIN_DB, errors: float = 2) -> bool:
+        """Whether these may be better by so much on all samples, by so many standard errors of the mean."""
         gains = self.samples - other.samples
         error = gains.std(ddof=1) / math.sqrt(gains.size) if gains.size > 1 else math.inf
-        return bool(gains.mean() + 2 * error >= least_db) or self.db - other.db >= least_db
+        return bool(gains.mean() + errors * error >= least_db) or self.db - other.db >= least_db
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,12 +89,12 @@ class Candidate:
     Attributes:
         ranges: What is judged.
         marks: One for each feed so far, in their order.
-        session: Of its model, with how it was opened; None: it is not open.
+        session: Of its model; None: it is not open.
     """
 
     ranges: Ranges
     marks: list[FeedMarks] = field(default_factory=list)
-    session: tuple[SessionOptions, Session] | None = None
+    session: Session | None = None
 
     def scores(self, num_feeds: int | None = None) -> SampleScores:
         """Returns the scores on the first of the feeds, or on all so far."""
@@ -136,10 +140,16 @@ class TrialJudge:
         """How many samples are held back."""
         return sum(feed.num_samples for feed in self.feeds)
 
+    @property
+    def is_fast(self) -> bool:
+        """Whether the fastest kernels may run the candidates: ONNX Runtime fuses no codes but INT8."""
+        forms = {form for layer in self.placement.layers for form in layer.scheme.formats}
+        return forms <= {INT8} and computes_in_float32(self.model)
+
     def advance(self, candidates: Sequence[Candidate], num_feeds: int) -> None:
         """Marks the candidates on the first of the feeds, beginning behind those that they know.
 
-        A few of them keep their sessions, to go on.
+        Those that are nearest to the float model keep their sessions, to go on.
         """
         waiting = [item for item in candidates if len(item.marks) < num_feeds]
         if self.workers is not None and self.shared is not None:
@@ -148,27 +158,37 @@ class TrialJudge:
             for item, marks in zip(waiting, self.workers.map(task, parts), strict=True):
                 item.marks.extend(marks)
             return
-        count = max(1, min(count_cores(), len(waiting), _MOST_AT_A_TIME))
-        engine = SessionOptions(num_threads=max(1, count_cores() // count))
-        list(Threads(count).map(lambda item: self._advance(item, num_feeds, engine), waiting))
-        if len(candidates) > _MOST_AT_A_TIME:
-            for item in candidates:
+        kept: list[Candidate] = []
+        for start in range(0, len(waiting), _MOST_AT_A_TIME):
+            self._advance(waiting[start : start + _MOST_AT_A_TIME], num_feeds)
+            kept = sorted([*kept, *waiting[start:][:_MOST_AT_A_TIME]], key=lambda item: -item.scores().db)
+            for item in kept[_MOST_OPEN:]:
                 item.close()
 
-    def _advance(self, candidate: Candidate, num_feeds: int, engine: SessionOptions) -> None:
-        if candidate.session is None or candidate.session[0] != engine:
-            candidate.session = engine, self.open(candidate.ranges, engine)
-        _, session = candidate.session
-        candidate.marks.extend(self.mark(session, len(candidate.marks), num_feeds))
+    def _advance(self, candidates: Sequence[Candidate], num_feeds: int) -> None:
+        """Runs each feed with each candidate, as many at a time as there are cores for."""
+        engine = SessionOptions(num_threads=max(1, count_cores() // _MOST_AT_A_TIME))
+        cores = Threads(min(count_cores(), _MOST_AT_A_TIME))
+        sessions = list(cores.map(lambda item: item.session or self.open(item.ranges, engine), candidates))
+        runs = [
+            (session, index)
+            for item, session in zip(candidates, sessions, strict=True)
+            for index in range(len(item.marks), num_feeds)
+        ]
+        marks = cores.map(lambda run: self.mark(*run), runs)
+        for item, session in zip(candidates, sessions, strict=True):
+            item.session = session
+            item.marks.extend(islice(marks, num_feeds - len(item.marks)))
 
-    def mark(self, session: Session, first: int, stop: int) -> Iterator[FeedMarks]:
-        """Yields what some of the feeds say of the model of a session."""
-        for feed, wanted in zip(self.feeds[first:stop], self.reference[first:stop], strict=True):
-            yield _mark(_run(session, self.outputs, feed), wanted, feed.num_samples)
+    def mark(self, session: Session, index: int) -> FeedMarks:
+        """Returns what one of the feeds says of the model of a session."""
+        feed, wanted = self.feeds[index], self.reference[index]
+        return _mark(_run(session, self.outputs, feed), wanted, feed.num_samples)
 
     def open(self, ranges: Ranges, engine: SessionOptions) -> Session:
         """Returns a session of the model that these ranges make."""
-        return _open_session(quantize(self.model, self.placement, ranges), self.outputs, engine)
+        made = quantize(self.model, self.placement, ranges)
+        return _open_session(made, self.outputs, engine, optimize=self.is_fast)
 
 
 def _open_packed(packed: PackedModel, *fields: Any) -> TrialJudge:
@@ -178,7 +198,8 @@ def _open_packed(packed: PackedModel, *fields: Any) -> TrialJudge:
 def _mark_on_worker(shared: Shared[TrialJudge], part: tuple[Ranges, int, int]) -> list[FeedMarks]:
     """Returns what some of the feeds say of the model that ranges make; this runs on a worker."""
     judge, (ranges, first, stop) = shared(), part
-    return list(judge.mark(judge.open(ranges, SessionOptions()), first, stop))
+    session = judge.open(ranges, SessionOptions())
+    return [judge.mark(session, index) for index in range(first, stop)]
 
 
 def open_trial_judge(
@@ -201,7 +222,8 @@ def open_trial_judge(
     feeds = _hold_back(batches, num_samples) if outputs else ()
     if not feeds:
         return None
-    session = _open_session(model.clone(), outputs, SessionOptions())
+    is_float32 = computes_in_float32(model)
+    session = _open_session(model.clone(), outputs, SessionOptions(), optimize=is_float32)
     reference = tuple(tuple(_run(session, outputs, feed)) for feed in feeds)
     judge = TrialJudge(model, placement, outputs, feeds, reference)
     return judge if workers is None else replace(judge, workers=workers, shared=workers.share(judge))
@@ -221,12 +243,14 @@ def _hold_back(batches: Batches, num_samples: int) -> tuple[Feed, ...]:
     return tuple(feed for start in range(4) for feed in kept[start::4])
 
 
-def _open_session(model: ir.Model, outputs: Sequence[str], engine: SessionOptions) -> Session:
+def _open_session(
+    model: ir.Model, outputs: Sequence[str], engine: SessionOptions, *, optimize: bool
+) -> Session:
     """Returns a session that gives these tensors; the model gets them as its outputs."""
     values = map_values_made(model)
     model.graph.outputs.clear()
     model.graph.outputs.extend(values[name] for name in outputs)
-    return open_session(without_fp4(model), optimize=False, engine=engine)
+    return open_session(without_fp4(model), optimize=optimize, engine=engine)
 
 
 def _run(session: Session, outputs: Sequence[str], feed: Feed) -> Iterator[NDArray[Any]]:

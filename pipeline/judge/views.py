@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from trtq.models.packed import PackedModel, pack
 from trtq.models.session import open_session, open_session_of
+from trtq.pipeline.graph.open_sizes import find_open_sizes
 from trtq.pipeline.judge.parts import is_computed, is_joined, list_parts
 from trtq.pipeline.judge.steady import split_by_sample
 
@@ -34,18 +35,6 @@ _TYPES: Mapping[str, ir.DataType] = {
 }
 """By ONNX Runtime's words."""
 _FLOATS = ("tensor(float)", "tensor(float16)", "tensor(double)")
-_OPEN_SIZES = (
-    "Compress",
-    "NonMaxSuppression",
-    "NonZero",
-    "StringSplit",
-    "Unique",
-    "Loop",
-    "If",
-    "Range",
-    "Expand",
-)
-"""What they make may have another size for inputs of the same shapes."""
 _GIVEN = -1
 """Stands for values that no node computes."""
 
@@ -94,16 +83,8 @@ def create_views(model: ir.Model) -> OutputViews:
     """
     joined = [value for value in model.graph.outputs if _has_parts(value)]
     labels = PartLabels(model, joined) if joined else None
-    return OutputViews(find_sample_axes(model), labels, find_open_sizes(model))
-
-
-def find_open_sizes(model: ir.Model) -> frozenset[str]:
-    """Returns the outputs that come of a node whose outputs may have another size for inputs of one shape."""
-    behind: set[ir.Value | None] = set()
-    for node in model.graph:
-        if node.op_type in _OPEN_SIZES or not behind.isdisjoint(node.inputs):
-            behind.update(node.outputs)
-    return frozenset(str(value.name) for value in model.graph.outputs if value in behind)
+    opened = find_open_sizes(model).intersection(model.graph.outputs)
+    return OutputViews(find_sample_axes(model), labels, {str(value.name) for value in opened})
 
 
 def find_sample_axes(model: ir.Model) -> dict[str, int]:
@@ -176,7 +157,8 @@ class PartLabels:
             }
             for output, parts in groups.items()
         }
-        self._is_fixed = not any(node.op_type in _OPEN_SIZES for node in model.graph.all_nodes())
+        sized = {*outputs, *(part for parts in groups.values() for part in chain(*parts))}
+        self._is_fixed = find_open_sizes(model).isdisjoint(sized)
         self._known: dict[tuple[object, ...], dict[str, _Place]] = {}
         self._last: tuple[str, list[NDArray[Any]], NDArray[Any]] | None = None
 

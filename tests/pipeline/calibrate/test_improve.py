@@ -167,11 +167,11 @@ def test_one_batch_repairs_nothing_and_says_so(
     ("macs", "num_samples", "effort", "budget"),
     [
         (1e6, 128, "balanced", SampleBudget(8, 64)),
-        (1e9, 100, "balanced", SampleBudget(4, 34)),  # as cheap as 400 runs
-        (1e9, 1000, "balanced", SampleBudget(8, 64)),  # three passes over the data are more
-        (1e10, 128, "balanced", SampleBudget(4, 33)),
+        (2e8, 100, "balanced", SampleBudget(5, 43)),  # as cheap as 500 runs
+        (2e8, 1000, "balanced", SampleBudget(8, 64)),  # two passes over the data are more
+        (1e10, 200, "balanced", SampleBudget(4, 34)),
         (1e10, 128, "thorough", SampleBudget(8, 64, races=False)),
-        (1e12, 8, "balanced", SampleBudget(4, 16)),  # never fewer
+        (1e12, 8, "balanced", SampleBudget(4, 24)),  # never fewer
     ],
 )
 def test_large_models_are_judged_on_fewer_samples(

@@ -9,6 +9,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import onnx
@@ -19,6 +20,8 @@ from numpy.typing import NDArray
 from trtq.calibrators.batches import Batches, Feed
 from trtq.errors import DataError, ModelError, UsageError
 from trtq.models.session import open_session
+from trtq.pipeline.graph.load import read_runnable
+from trtq.pipeline.judge import compare, runs
 from trtq.pipeline.judge.compare import Comparison, compare_models
 from trtq.pipeline.judge.runs import computes_in_float32, read_typed
 from trtq.pipeline.judge.score import Labels
@@ -67,6 +70,15 @@ def test_a_model_is_exactly_itself(demo: Path, digits: Batches) -> None:
     assert output.cosine == pytest.approx(1.0, abs=1e-15)
     assert (output.sqnr_db, output.max_abs, output.top1_agreement) == (math.inf, 0.0, 1.0)
     assert (found.num_samples, found.data, found.accuracy) == (90, "made up", {})
+
+
+def test_each_file_is_read_once(demo: Path, digits: Batches, monkeypatch: pytest.MonkeyPatch) -> None:
+    read = Mock(wraps=read_runnable)
+    for module in (runs, compare):
+        monkeypatch.setattr(module, "read_runnable", read)
+    model = demo / "model.onnx"
+    compare_models({"int8": model, "fp32": model}, _PAIR, digits.first(40))
+    assert read.call_count == 2
 
 
 def test_a_doctored_model_is_farther_the_more_it_is_changed(

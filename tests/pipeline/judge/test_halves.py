@@ -50,6 +50,28 @@ def test_every_tensor_is_rounded_as_numpy_rounds_it(
     np.testing.assert_array_equal(_emulated(convert(model)[0], x), wanted)
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "b = Relu (a)",
+        "b = Concat <axis = 0> (a, a)",
+        "c = Neg (a) d = Max (a, c) b = Clip (d, low)",
+        "b = Where (yes, a, a)",
+    ],
+)
+def test_what_only_picks_values_is_not_rounded_again(graph_of: Callable[..., Graph], text: str) -> None:
+    model = graph_of(
+        f"net (float[N, 4] x) => (float[M, 4] y) {{ a = Mul (x, x) {text} y = Mul (b, b) }}",
+        low=np.float32(0.5), yes=np.array([[True, False, True, False]]),
+    ).model  # fmt: skip
+    half, _ = to_fp16(model)
+    emulated = emulate_halves(half)
+    assert emulated is not None
+    rounded = {node.name for node in emulated.graph if str(node.name).endswith("_round")}
+    assert "a_round" in rounded
+    assert not rounded & {"b_round", "c_round", "d_round"}
+
+
 def test_a_model_that_is_fp16_from_end_to_end_keeps_its_inputs_and_outputs(
     graph_of: Callable[..., Graph],
 ) -> None:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from unittest.mock import Mock
 
 import numpy as np
 import onnx_ir as ir
+import pytest
 from numpy.typing import NDArray
 
 from trtq.calibrators.batches import Feed
+from trtq.models.session import run
+from trtq.pipeline.judge import macs
 from trtq.pipeline.judge.macs import LayerWork, count_macs, count_work
 
 
@@ -42,6 +46,27 @@ def test_layers_are_counted_for_one_sample(model_of: Callable[..., ir.Model]) ->
         "twice": 2 * 3 * 3,
         "other": 2 * 3 * 5,
     }
+
+
+@pytest.mark.parametrize(
+    ("size", "body", "runs"),
+    [
+        ("N", "y = MatMul (x, w)", [1]),
+        ("4", "y = MatMul (x, w)", [4]),  # no other batch
+        ("N", "r = Reshape (x, fixed) m = MatMul (r, w) y = Reshape (m, fixed)", [1, 4]),  # nor here
+    ],
+)
+def test_one_sample_is_run_where_the_model_takes_it(
+    model_of: Callable[..., ir.Model], monkeypatch: pytest.MonkeyPatch, size: str, body: str, runs: list[int]
+) -> None:
+    model = model_of(
+        f"net (float[{size}, 3] x) => (float[{size}, 3] y) {{ {body} }}",
+        w=zeros(3, 3), fixed=np.array([4, 3], np.int64),
+    )  # fmt: skip
+    seen = Mock(wraps=run)
+    monkeypatch.setattr(macs, "run", seen)
+    assert [*count_macs(model, Feed({"x": zeros(4, 3)}, "a feed", 4)).values()] == [9]
+    assert [len(call.args[2]["x"]) for call in seen.call_args_list] == runs
 
 
 def test_a_transposed_first_operand_and_a_recurrent_layer(model_of: Callable[..., ir.Model]) -> None:

@@ -198,7 +198,7 @@ def test_the_best_method_is_taken(net: Callable[..., Graph]) -> None:
     assert [(item.name, item.applied) for item in repairs.tried] == [
         ("narrow", False), ("right", True), ("wider", False), ("widest", False)
     ]  # fmt: skip
-    assert [item.num_samples for item in repairs.tried] == [8, 32, 16, 16]
+    assert [item.num_samples for item in repairs.tried] == [8, 32, 8, 8]  # far behind
 
 
 def test_weights_are_clipped_where_that_pays(net: Callable[..., Graph]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -12,8 +13,10 @@ from made_up import batches_of
 from numpy.typing import NDArray
 
 from trtq.calibrators.ranges import Range, Ranges
+from trtq.models.session import open_session
 from trtq.pipeline.graph.load import Graph
 from trtq.pipeline.graph.placement import place
+from trtq.pipeline.judge import trials
 from trtq.pipeline.judge.trials import Candidate, SampleScores, TrialJudge, _measure_powers, open_trial_judge
 
 _NET = """
@@ -113,6 +116,12 @@ def test_what_can_hardly_win_is_told_from_what_may(scores: SampleScores, may: bo
     assert scores.may_be_above(_scores(10, 10, 10, 10)) == may
 
 
+def test_few_samples_tell_only_what_is_far_behind() -> None:
+    own, behind, far = _scores(10, 10, 10, 10), _scores(9, 10.4, 9, 10.4), _scores(6, 7.4, 6, 7.4)
+    assert [behind.may_be_above(own, errors=errors) for errors in (1, 4)] == [False, True]
+    assert not far.may_be_above(own, errors=4)
+
+
 def test_of_one_sample_anything_may_come() -> None:
     assert _scores(1).may_be_above(_scores(10))
 
@@ -138,6 +147,29 @@ def test_candidates_go_on_where_they_stopped(graph: Graph) -> None:
     judge.advance([parts, whole], 4)
     assert parts.scores().samples.tolist() == whole.scores().samples.tolist()
     assert whole.scores(1).samples.tolist() == whole.scores().samples[:2].tolist()
+
+
+def test_the_best_candidates_keep_their_sessions(graph: Graph) -> None:
+    judge = _judge(graph, feeds_of(8))
+    candidates = [Candidate(ranges_of(amax)) for amax in (0.1, 50.0, 0.2, 0.3, 0.4, 60.0, 0.5, 70.0, 0.6)]
+    judge.advance(candidates, 1)
+    assert [item.ranges.tensors["x"].amax for item in candidates if item.session] == [50.0, 60.0, 70.0]
+    kept = candidates[1].session
+    judge.advance(candidates[1:2], 2)
+    assert candidates[1].session is kept
+
+
+@pytest.mark.parametrize(("kind", "optimize"), [("float", True), ("float16", False)])
+def test_candidates_run_on_the_fastest_kernels_where_all_is_fp32(
+    graph_of: Callable[..., Graph], monkeypatch: pytest.MonkeyPatch, kind: str, optimize: bool
+) -> None:
+    weight = np.eye(2, dtype=np.float32 if optimize else np.float16)
+    graph = graph_of(f"net ({kind}[N, 2] x) => ({kind}[N, 2] y) {{ y = MatMul (x, w) }}", w=weight)
+    opened = Mock(wraps=open_session)
+    monkeypatch.setattr(trials, "open_session", opened)
+    judge = _judge(graph, [item.astype(weight.dtype) for item in feeds_of(4)])
+    judge.advance([Candidate(ranges_of(50.0))], 1)
+    assert [call.kwargs["optimize"] for call in opened.call_args_list] == [optimize] * 2
 
 
 def test_one_sample_proves_nothing() -> None:

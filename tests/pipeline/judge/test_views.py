@@ -166,21 +166,30 @@ def test_without_a_name_the_first_axis_is_that_of_the_samples(graph_of: Callable
     assert find_sample_axes(graph.model) == {}
 
 
-def test_the_parts_of_open_sizes_are_found_once_a_feed(
-    graph_of: Callable[..., Graph], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("shape", "times"),
+    [
+        ("one = Constant <value_ints = [1, 3, 4]> () shape = Identity (one)", 1),
+        ("shape = Shape (x)", 1),
+        ("n = ReduceMax <keepdims = 0> (x) m = Cast <to = 7> (n) o = Mul (m, no) shape = Max (o, ones)", 3),
+    ],
+)
+def test_parts_are_found_again_only_where_values_decide_their_sizes(
+    graph_of: Callable[..., Graph], monkeypatch: pytest.MonkeyPatch, shape: str, times: int
 ) -> None:
-    graph = graph_of("""
-        net (float[N, 3, 4] x) => (float y) <int64[3] shape = {1, 3, 4}> {
-          wide = Expand (x, shape)
+    graph = graph_of(f"""
+        net (float[N, 3, 4] x) => (float y) <int64[3] no = {{0, 0, 0}}, int64[3] ones = {{1, 3, 4}}> {{
+          {shape} wide = Expand (x, shape)
           boxes = Relu (wide) scores = Sigmoid (wide) y = Concat <axis = 1> (boxes, scores)
-        }
+        }}
     """)
     views = create_views(graph.model)
     assert views.labels is not None
+    assert set(views.open_sizes) == ({"y"} if times > 1 else set())
     compute = Mock(wraps=views.labels._compute)
     monkeypatch.setattr(views.labels, "_compute", compute)
     other = _INPUT + 1
     for x in (_INPUT, _INPUT, other, other, _INPUT):
         seen = views.see({"y": np.concatenate([x, x], axis=1)}, {"x": x}, len(x))
         assert {key[1] for key in seen} == {"", "boxes", "scores"}
-    assert compute.call_count == 3
+    assert compute.call_count == times
