@@ -225,7 +225,7 @@ def test_a_model_that_cannot_be_written(monkeypatch: pytest.MonkeyPatch, tmp_pat
         raise ir.serde.SerdeError("while writing") from TypeError("no such dim")
 
     onnx.save(_graph("g (float[N,4] x) => (float[N,4] y) { y = Relu(x) }"), tmp_path / "m.onnx")
-    monkeypatch.setattr(ir, "to_proto", fail)
+    monkeypatch.setattr(ir.serde, "serialize_model", fail)
     with pytest.raises(ModelError, match="the model cannot be written as ONNX: no such dim"):
         load(tmp_path / "m.onnx", min_opset=13)
 

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 _FEW = 12
 """Options that are listed without groups."""
 _GROUPS: Mapping[str, tuple[str, ...]] = {
+    "Module": ("--input", "--size", "--task", "--family", "--no-pretrained", "--opset"),
     "Memory": ("--params", "--gpu-memory"),
     "Data": (
         "--calib-data", "--calib-samples", "--calib-batch-size", "--random-data", "--calib-device",

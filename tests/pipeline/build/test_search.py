@@ -120,7 +120,7 @@ def test_workers_choose_and_judge_the_same(poisoned: Path) -> None:
         found.append((report.auto, report.comparison, report.verdict, report.reasons, int8_of(report)))
     assert found[0] == found[1]
     layers = [item for item in workers.done if isinstance(item, dict)]
-    assert [len(group) for group in layers] == [3]
+    assert [len(group) for group in layers] == [2, 1], "two workers take a group each"
     feeds = [item for item in workers.done if item in (0, 1, 2, 3)]
     assert len(feeds) > 20, "neither mixtures nor the models were compared by workers"
 
