@@ -261,14 +261,14 @@ def test_an_input_may_be_empty(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "repairs"),
     [
-        ("", ("equalize", "smooth", "shift", "bias", "weights")),
-        ('[quantization]\nrepair = ["auto"]\n', ("equalize", "smooth", "shift", "bias", "weights")),
+        ("", ("equalize", "smooth", "shift", "rotate", "bias", "weights")),
+        ('[quantization]\nrepair = ["auto"]\n', ("equalize", "smooth", "shift", "rotate", "bias", "weights")),
         ('[quantization]\nrepair = ["none"]\n', ()),
         ('[quantization]\nrepair = ["bias", "smooth"]\n', ("bias", "smooth")),
         ('[quantization]\nrepair = ["adaround"]\n', ("adaround",)),
         (
             '[quantization]\nrepair = ["auto", "adaround"]\n',
-            ("equalize", "smooth", "shift", "bias", "weights", "adaround"),
+            ("equalize", "smooth", "shift", "rotate", "bias", "weights", "adaround"),
         ),
     ],
 )
@@ -294,7 +294,10 @@ def test_the_scales_of_weights_are_named_in_the_settings(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("repair", "message"),
     [
-        (("all",), "there is no repair 'all'; take auto, none, equalize, smooth, shift, bias, weights"),
+        (
+            ("all",),
+            "there is no repair 'all'; take auto, none, equalize, smooth, shift, rotate, bias, weights",
+        ),
         (("bias", "auto"), "repair is auto alone, none alone, or some of equalize, .*; got bias, auto"),
         (("adaround", "none"), "adaround may stand beside auto or these; got adaround, none"),
         (("auto", "bias", "adaround"), "repair is auto alone, .*; got auto, bias, adaround"),

@@ -124,7 +124,7 @@ def test_a_script_that_cannot_be_run_is_told_in_its_own_words(
 )
 def test_a_function_that_fails_is_told_in_its_own_words(tmp_path: Path, body: str, message: str) -> None:
     source = _script(tmp_path / "calib.py", f"def feeds():\n    {body}\n")
-    with pytest.raises(DataError, match=rf"calib.py:feeds failed: {message}"):
+    with pytest.raises(DataError, match=rf"calib.py:feeds(, item 0)? failed: {message}"):
         list(open_batches(source, OPEN, 8))
 
 
