@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from trtq.calibrators.batches import Batches
 from trtq.calibrators.cursor import FeedCursor
-from trtq.calibrators.survey import map_values_made
+from trtq.calibrators.survey import map_values_made, measure_sizes
 from trtq.errors import DataError
 from trtq.models.packed import PackedModel, pack
 from trtq.models.session import open_session, run
@@ -24,8 +24,8 @@ from trtq.pipeline.rewrite.weights.gptq import Gram, quantize_gptq
 from trtq.workers import Shared, Workers
 
 R = TypeVar("R")
-_MOST_BYTES = 1 << 30
-"""Of Gram matrices in memory at a time; a model with more of them is run over the data again."""
+_MOST_BYTES = 1 << 29
+"""Of activations and Gram matrices in memory at a time; a model with more is run over the data again."""
 
 
 def quantize_by_gptq(
@@ -84,7 +84,8 @@ def map_inputs(
 ) -> Iterator[tuple[str, Sequence[ChosenWeight], R]]:
     """Yields each activation that chosen weights are multiplied with, these, and what comes of its matrix.
 
-    The model is run over the data as often as the matrices of so many activations fit into memory.
+    The model is run over the data as often as so many activations of a feed, and their matrices, do not fit
+    into memory, which therefore does not grow with the layers.
 
     Args:
         model: The float graph.
@@ -103,7 +104,8 @@ def map_inputs(
     for weight in chosen:
         if (source := _input_of(model, weight)) is not None:
             readers.setdefault(source, []).append(weight)
-    groups = _groups({name: _gram_bytes(weights[0]) for name, weights in readers.items()})
+    sizes = _measure_inputs(model, [*readers], batches)
+    groups = _groups({name: sizes[name] + _gram_bytes(weights[0]) for name, weights in readers.items()})
     if workers is None:
         for sources in groups:
             for source, gram in measure_grams(model, sources, batches):
@@ -196,8 +198,18 @@ def _gram_bytes(weight: ChosenWeight) -> int:
     return 4 * int(weight.shape[weight.blocks.axis]) ** 2
 
 
+def _measure_inputs(model: ir.Model, tensors: Sequence[str], batches: Batches) -> dict[str, int]:
+    """Returns the bytes of tensors in the first feed; 0 for those that are given."""
+    first, made = next(iter(batches), None), map_values_made(model)
+    if first is None:
+        return dict.fromkeys(tensors, 0)
+    arrays = {str(item.name): first.arrays[str(item.name)] for item in model.graph.inputs}
+    found = measure_sizes(model, [name for name in tensors if name in made], arrays)
+    return {name: found.get(name, 0) for name in tensors}
+
+
 def _groups(sizes: Mapping[str, int]) -> Iterator[list[str]]:
-    """Yields the tensors in groups whose Gram matrices fit into memory together."""
+    """Yields the tensors in groups that fit into memory together."""
     group: list[str] = []
     total = 0
     for name, size in sizes.items():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 
@@ -64,3 +64,30 @@ def test_workers_encode_the_same(graph_of: Callable[..., Graph], method: str) ->
     assert isinstance(workers, Pickled)
     assert [len(part) for _, part in workers.done] == [2, 1]
     assert found[0] == found[1]
+
+
+def test_activations_count_as_memory(
+    model_of: Callable[..., ir.Model], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = np.random.default_rng(0)
+    text = """g (float[N, 64] x) => (float[N, 64] y) {
+        a = MatMul (x, w) b = Relu (a) c = MatMul (b, v) d = Relu (c) y = MatMul (d, u) }"""
+    weights = {name: rng.standard_normal((64, 64)).astype(np.float32) for name in ("w", "v", "u")}
+    model = model_of(text, opset=21, **weights)
+    feed = Feed({"x": rng.standard_normal((100, 64)).astype(np.float32)}, "made up", 100)
+    begun: list[int] = []
+
+    def read() -> Iterator[Feed]:
+        begun.append(1)
+        yield feed
+
+    chosen, found = group_by_weight(model, choose_weights(model, GPTQ)), []
+    gram, activation = 4 * 64 * 64, 4 * 100 * 64
+    for limit, passes in ((3 * gram + 2 * activation, 1), (2 * gram + activation, 2), (gram, 3)):
+        monkeypatch.setattr("trtq.pipeline.rewrite.weights.gram._MOST_BYTES", limit)
+        begun.clear()
+        found.append(quantize_by_gptq(model, chosen, Batches(read, "made up", 100), "float32"))
+        assert len(begun) == 1 + passes, "a look at the first feed, and the passes"
+        for name, (codes, scales) in found[0].items():
+            assert np.array_equal(codes, found[-1][name][0])
+            assert np.array_equal(scales, found[-1][name][1])
