@@ -63,15 +63,16 @@ _FEW, _MANY = 4, 16
 _LAYERS, _WIDTH, _SAMPLES = 60, 256, 256
 _PARTS = (4, 16, 64, 256)
 _DRIVER = """
-import resource, sys
+import sys
 from dataclasses import replace
+from trtq.calibrators.memory import find_peak_bytes
 from trtq.calibrators.statistics_file import merge_statistics, read_statistics
 merged, count = None, int(sys.argv[2])
 for part in range(1, count + 1):
     seen = read_statistics(sys.argv[1])
     seen = replace(seen, source=replace(seen.source, num_shards=count), shards=frozenset({part}))
     merged = seen if merged is None else merge_statistics([merged, seen], ["before", "this"])
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+print(find_peak_bytes())
 """
 
 
