@@ -16,19 +16,28 @@ TRITON_VENV ?= .venv-triton
 # Tests start hundreds of processes, which would compile every module again where images set this.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: demo test test-ray test-triton fuzz kill conformance lint docs docker-cpu clean bench-peers bench-calibration bench-accuracy
+.PHONY: demo test pytest test-ray test-transformers test-triton fuzz kill conformance lint docs docker-cpu clean bench-peers bench-calibration bench-accuracy
 
 demo: $(VENV)/.runtime
 	$(BIN)/trtq demo $(DEMO)
 	$(BIN)/trtq build $(DEMO)/model.onnx --int8
 
-test: $(VENV)/.dev lint
+# Types take one core a minute, so tests run beside.
+test: $(VENV)/.dev
+	$(MAKE) --jobs=2 lint pytest
+
+pytest: $(VENV)/.dev
 	$(BIN)/pytest --cov --numprocesses $(JOBS) --dist worksteal
 
 # On a real Ray cluster of several nodes, which the tests start on this machine and end.
 test-ray: $(VENV)/.dev
 	$(PIP_INSTALL) --editable ".[ray]"
 	$(BIN)/pytest tests/cluster
+
+# A language model of transformers, exported with its cache, beside the model itself.
+test-transformers: $(VENV)/.dev
+	$(PIP_INSTALL) "transformers>=5.0"
+	$(BIN)/pytest tests/pipeline/test_export_generation.py
 
 # On a real Triton server, which the tests start on this machine and end; Python 3.12 at most, as it needs numpy below 2.
 test-triton: $(VENV)/.dev $(TRITON_VENV)/.ready

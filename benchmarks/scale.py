@@ -55,6 +55,7 @@ from trtq.pipeline.graph.fp4 import without_fp4
 from trtq.progress import Silent
 from trtq.workers import Processes, limit_cores
 
+_MEASURED = ("pass", "sensitivity", "driver")
 WORKERS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 _PASS_SECONDS = 3600.0
 _PARTS_EACH = 4
@@ -91,20 +92,21 @@ def main() -> None:
     parser.add_argument("model", type=Path)
     parser.add_argument("data", type=Path)
     parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--measure", nargs="*", choices=_MEASURED, default=_MEASURED)
     arguments = parser.parse_args()
-    measured = measure(arguments.model, arguments.data)
-    costs = Costs(measured["driver_s"], measured["start_s"], measured["part_s"])
-    simulated = [simulate(costs, count) for count in WORKERS]
-    result = {
-        "circumstances": circumstances(("trtq",)),
-        "measured": measured,
-        "saturates_at_workers": (_PASS_SECONDS / _PARTS_EACH) / costs.driver_s,
-        "simulated": simulated,
-        "sensitivity": measure_sensitivity(),
-        "driver_mb": measure_driver(arguments.model, arguments.data),
-    }
+    result: dict[str, Any] = {"circumstances": circumstances(("trtq",))}
+    if "pass" in arguments.measure:
+        measured = measure(arguments.model, arguments.data)
+        costs = Costs(measured["driver_s"], measured["start_s"], measured["part_s"])
+        result["measured"] = measured
+        result["saturates_at_workers"] = (_PASS_SECONDS / _PARTS_EACH) / costs.driver_s
+        result["simulated"] = [simulate(costs, count) for count in WORKERS]
+    if "sensitivity" in arguments.measure:
+        result["sensitivity"] = measure_sensitivity()
+    if "driver" in arguments.measure:
+        result["driver_mb"] = measure_driver(arguments.model, arguments.data)
     arguments.output.write_text(json.dumps(result, indent=1) + "\n")
-    for row in simulated:
+    for row in result.get("simulated", ()):
         print(f"{row['workers']:4} workers: {row['seconds']:8.1f} s, {row['speedup']:6.1f}x")
 
 

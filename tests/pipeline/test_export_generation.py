@@ -13,7 +13,7 @@ from trtq.calibrators.settings import read_spec
 from trtq.models.session import open_session, run
 from trtq.pipeline.export import ExportOptions, export
 
-transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+transformers = pytest.importorskip("transformers", reason="needs transformers: make test-transformers")
 pytestmark = pytest.mark.usefixtures("torchlib_is_read_once")
 _LAYERS, _PROMPT, _TOKENS = 2, 7, 12
 
