@@ -19,7 +19,7 @@ from typing import Any
 
 from decoder import Shape, write_decoder
 from process import run
-from tools import circumstances, trtq_command
+from tools import circumstances, read_plan, trtq_command
 
 FORMATS = ("int8", "fp8", "int4", "nf4")
 SHAPE = Shape(1536, 4096, 8, 16, 4, vocabulary=32_000)
@@ -38,22 +38,13 @@ def main() -> None:
         result: dict[str, Any] = {**circumstances(["trtq"]), "shape": asdict(SHAPE), "most_off": MOST_OFF}
         result["weights"] = write_decoder(SHAPE, model)
         result["formats"] = {}
-        planned = plan(model)
+        planned = read_plan(model, "engine_bytes", "--seq", "1")
         for form in FORMATS:
             result["formats"][form] = measured = measure(model, form, planned[form])
             print(form, json.dumps(measured), flush=True)
             given.output.write_text(json.dumps(result, indent=1) + "\n")
     off = [form for form, found in result["formats"].items() if abs(found["off_plan"]) > MOST_OFF]
     sys.exit(f"off the plan: {', '.join(off)}" if off else 0)
-
-
-def plan(model: Path) -> dict[str, int]:
-    """Returns the size of the engine by format, as `trtq plan` says."""
-    cost = run([*trtq_command("plan", model), "--seq", "1", "--json"], {}, _MEMORY_MB)
-    if cost.status != "done":
-        sys.exit(f"plan: {cost.words}")
-    found = json.loads(cost.printed[cost.printed.index("{") :])
-    return {item["name"]: item["engine_bytes"] for item in found["schemes"]}
 
 
 def measure(model: Path, form: str, planned_bytes: int) -> dict[str, Any]:

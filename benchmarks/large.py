@@ -24,7 +24,7 @@ from typing import Any
 
 from decoder import SHAPES, write_decoder
 from process import run
-from tools import circumstances, trtq_command
+from tools import circumstances, read_plan, trtq_command
 
 FORMATS = ("int8", "int4", "nf4")
 MOST_MEMORY_MB, LEAST_MB_S, MOST_OFF = 3000, 300, 0.02
@@ -44,7 +44,7 @@ def main() -> None:
             "peak_mb": MOST_MEMORY_MB, "mb_per_s_and_core": LEAST_MB_S, "off_plan": MOST_OFF,
         }}  # fmt: skip
         result["model"] = make(given.size, model)
-        planned = plan(model)
+        planned = read_plan(model, "weights_bytes", "--seq", "16", "--quantize-sensitive")
         result["formats"] = {}
         for form in FORMATS:
             result["formats"][form] = measured = measure(model, form, planned[form])
@@ -68,15 +68,6 @@ def make(size: str, model: Path) -> dict[str, Any]:
         "files": len(list(model.parent.iterdir())),
         "made_in_s": round(time.perf_counter() - start, 1),
     }
-
-
-def plan(model: Path) -> dict[str, int]:
-    """Returns the size of all weights by format, as `trtq plan` says."""
-    cost = run([*trtq_command("plan", model), "--seq", "16", "--quantize-sensitive", "--json"], {}, 24e3)
-    if cost.status != "done":
-        sys.exit(f"plan: {cost.words}")
-    found = json.loads(cost.printed[cost.printed.index("{") :])
-    return {item["name"]: item["weights_bytes"] for item in found["schemes"]}
 
 
 def measure(model: Path, form: str, planned_bytes: int) -> dict[str, Any]:

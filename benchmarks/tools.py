@@ -13,6 +13,8 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
+from process import run
+
 HERE = Path(__file__).resolve().parent
 WORK = HERE / ".work"
 MODELS = WORK / "models"
@@ -72,6 +74,21 @@ ENVIRONMENT = {
 def trtq_command(*arguments: str | Path) -> Sequence[str | Path]:
     """Returns the command line of trtq, in this environment."""
     return [sys.executable, "-c", "from trtq.cli import main; main()", *arguments]
+
+
+def read_plan(model: Path, size: str, *options: str) -> dict[str, int]:
+    """Returns a size of the model by format, as `trtq plan` says.
+
+    Args:
+        model: The model.
+        size: Which, such as "weights_bytes".
+        options: Of `trtq plan`.
+    """
+    cost = run([*trtq_command("plan", model), *options, "--json"], {}, 24e3)
+    if cost.status != "done":
+        sys.exit(f"plan: {cost.words}")
+    found = json.loads(cost.printed[cost.printed.index("{") :])
+    return {item["name"]: item[size] for item in found["schemes"]}
 
 
 def models(names: Sequence[str] | None, place: Path = MODELS) -> dict[str, Path]:

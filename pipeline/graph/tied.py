@@ -40,7 +40,9 @@ def _find_copies(model: ir.Model) -> Iterator[tuple[ir.Node, ir.Value]]:
     for node in model.graph:
         weight = node.inputs[1] if node.op_type == "MatMul" else None
         if weight is not None and weight.is_initializer():
-            yield from ((node, table) for table in tables if _is_turned(weight, table))
+            table = next((table for table in tables if _is_turned(weight, table)), None)
+            if table is not None:
+                yield node, table
 
 
 def _is_table(value: ir.Value) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -90,8 +91,12 @@ def package_deepstream(
     notes = [f"the build is {build.report.verdict}"] if build.report.verdict != "pass" else []
     notes += [f"pictures are prepared so: {describe(steps)}", *list_picture_differences(steps, size)]
     notes += _list_conditions(build, files)
-    _write(Path(target), build, files, names, format_config(properties, [_COMMENT]))
-    written = (*files, *([LABELS] if names else []), CONFIG)
+    between = (
+        ";" if properties["network-type"] == str(CLASSIFIER) else "\n"
+    )  # a line an attribute, or a class
+    texts = {LABELS: f"{between.join(names)}\n"} if names else {}
+    _write(Path(target), build, files, {**texts, CONFIG: format_config(properties, [_COMMENT])})
+    written = (*files, *texts, CONFIG)
     return DeepStreamPackage(str(target), written, tuple(notes))
 
 
@@ -156,8 +161,8 @@ def _read_labels(path: Path) -> list[str]:
     return found
 
 
-def _write(target: Path, build: BuiltModel, files: list[str], names: list[str] | None, config: str) -> None:
-    """Writes the files, each compared with its digest, and the configuration last."""
+def _write(target: Path, build: BuiltModel, files: list[str], texts: Mapping[str, str]) -> None:
+    """Writes the files, each compared with its digest, and then the texts."""
     try:
         target.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -167,9 +172,5 @@ def _write(target: Path, build: BuiltModel, files: list[str], names: list[str] |
         copy_atomically(source.path, target / name)
         if hash_file(target / name) != source.sha256:
             raise ArtifactError(f"the copy of {source.path} in {target} is damaged; look at the disk")
-    if names:
-        between = (
-            ";" if f"network-type={CLASSIFIER}\n" in config else "\n"
-        )  # a line for each attribute, or class
-        write_atomically(target / LABELS, f"{between.join(names)}\n".encode())
-    write_atomically(target / CONFIG, config.encode())
+    for name, text in texts.items():
+        write_atomically(target / name, text.encode())

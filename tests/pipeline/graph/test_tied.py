@@ -40,6 +40,16 @@ def test_a_turned_copy_of_a_table_is_read_from_the_table(
     np.testing.assert_allclose(found, expected, rtol=1e-6)
 
 
+def test_of_two_equal_tables_the_first_is_read(graph_of: Callable[..., Graph]) -> None:
+    text = """net (int64[N, S] ids) => (float[N, S, 12] y) {
+        a = Gather (table, ids) b = Gather (other, ids) h = Add (a, b) y = MatMul (h, w) }"""
+    weights = {"table": _TABLE, "other": _TABLE.copy(), "w": np.ascontiguousarray(_TABLE.T)}
+    model = graph_of(text, **weights).model
+    assert tie_weights(model) == 1
+    (gemm,) = (node for node in model.graph if node.op_type == "Gemm")
+    assert gemm.inputs[1] is model.graph.initializers["table"]
+
+
 @pytest.mark.parametrize(
     "weights",
     [
