@@ -136,8 +136,8 @@ class QuantizationSpec:
 
     Attributes:
         repair: Which repairs may be made to the model if they help on calibration data held back: auto (all),
-            none, or equalize, smooth, shift, bias, weights (repeatable, or separated by commas). adaround is
-            slow; in INT8 it must be named, as in auto,adaround, and in FP8 it is one of auto.
+            none, or equalize, smooth, shift, rotate, bias, weights (repeatable, or separated by commas).
+            adaround is slow; in INT8 it must be named, as in auto,adaround, and in FP8 it is one of auto.
         weight_granularity: Give an INT8 weight one scale for each output channel, or a single scale. A single
             scale costs accuracy; it is for tools that cannot read scales by channel.
         activations: asymmetric uses zero points, which are finer if most values have the same sign; only the
