@@ -19,9 +19,11 @@ from trtq.models.spec import AUTO, SLOW_REPAIRS, Effort, ModelSpec
 from trtq.pipeline.graph.load import Graph
 from trtq.pipeline.graph.placement import DEFAULT_OP_TYPES, SOFTMAX, Placement
 from trtq.pipeline.judge.macs import count_macs
+from trtq.pipeline.judge.parts import list_judged_outputs
 from trtq.pipeline.judge.rows import SUFFIX, add_row_variants, measure_row_amaxes
 from trtq.pipeline.rewrite.channels.reobserve import Reobserver
 from trtq.progress import Watcher
+from trtq.records import NO_REPAIR_TRIED
 from trtq.workers import Workers
 
 if TYPE_CHECKING:
@@ -38,6 +40,11 @@ _CHEAP_MACS = 1e11
 _MOST_PASSES: Mapping[Effort, int] = {"balanced": 2, "thorough": 6}
 """A search may also cost as much as so many passes over the calibration data; quick searches for nothing."""
 _SMALLEST_BUDGET = (4, 24)
+_ONE_BATCH = (
+    "the calibration data is one batch, so that nothing can be held back; "
+    "give more data, or a smaller --calib-batch-size"
+)
+_NO_FLOATS = "no output is computed from float values"
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,10 +113,7 @@ def improve_ranges(
     )
     found = find_repairs(graph.model, placement, candidates, batches, allowed, budget, reobserver, workers)
     if found is None:
-        watcher.note(
-            "no repair is tried: the calibration data is one batch, so that nothing can be held back; "
-            "give more data, or a smaller --calib-batch-size"
-        )
+        watcher.note(f"{NO_REPAIR_TRIED}: {_ONE_BATCH if list_judged_outputs(graph.model) else _NO_FLOATS}")
         return RangeSearch(candidates[0], first)
     ranges, repairs = found
     if {*RESCALING} & {*allowed} and repairs.num_samples < FEWEST_SAMPLES:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from trtq.numbers import format_count
 from trtq.pipeline.deliver.report import Report, WeightsReport
+from trtq.records import NO_REPAIR_TRIED
 
 _FEW_SAMPLES = 16
 """On fewer, the largest values of a tensor are mostly not seen yet."""
@@ -88,7 +89,8 @@ def _advise_search(report: Report) -> Advice | None:
     if seen.samples < _FEW_SAMPLES:
         found = f"the ranges come from {format_count(seen.samples, 'sample')}; a few hundred show more"
         return Advice(found, ("--calib-data", "MORE_DATA"), drops=("--calib-samples",))
-    if report.repairs is None:
+    was_tried = any(note.startswith(NO_REPAIR_TRIED) for note in report.notes)
+    if report.repairs is None and not was_tried:
         tried = ("--repair", "auto", "--effort", "balanced")
         return Advice("no repair and no other range was tried", tried, drops=("--repair",))
     if report.auto is None:

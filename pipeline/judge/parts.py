@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import chain
 from typing import TypeAlias
 
@@ -14,6 +14,7 @@ _Parts: TypeAlias = tuple[tuple[ir.Value, ...], ...]
 PASSED_ON = ("Identity", "Cast", "Transpose", "Reshape", "Squeeze", "Unsqueeze", "Flatten")
 """What they make has the values of their first input."""
 _SQUASHED = ("Softmax", "Sigmoid", "LogSoftmax")
+_READ_NO_VALUES = ("Shape", "Size")
 _MOST_PARTS = 8
 """Of one Concat: more are the steps of a loop, or patches, and not boxes and scores."""
 
@@ -48,11 +49,12 @@ def _merge(found: Sequence[_Parts]) -> _Parts:
 
 
 def list_judged_outputs(model: ir.Model) -> tuple[str, ...]:
-    """Returns the tensors to judge by: the float outputs, their parts, and what is squashed to give them.
+    """Returns the tensors to judge by: float outputs, their parts, and what is squashed or picked from.
 
-    Saturated scores hide what is lost; where they are not saturated, only they tell what it matters.
+    Saturated scores hide what is lost; where they are not saturated, only they tell what it matters. An
+    index of a class says nothing until it changes: the scores that it is picked from are judged instead.
     """
-    values = [seen for value in model.graph.outputs for seen in _walk_back(value, _joins_or_squashes)]
+    values = [seen for value in model.graph.outputs for seen in _walk_back(value)]
     return tuple(dict.fromkeys(str(value.name) for value in values if is_computed(value)))
 
 
@@ -72,8 +74,8 @@ def is_joined(value: ir.Value) -> bool:
     return joins(_maker(value))
 
 
-def _walk_back(value: ir.Value, follows: Callable[[ir.Node | None], bool]) -> Iterator[ir.Value]:
-    """Yields a value and what such nodes make it of, in the order of their inputs, each once."""
+def _walk_back(value: ir.Value) -> Iterator[ir.Value]:
+    """Yields a value and what it is joined, squashed or picked from, in the order of inputs, each once."""
     seen: set[ir.Value] = set()
     todo = [value]
     while todo:
@@ -81,13 +83,16 @@ def _walk_back(value: ir.Value, follows: Callable[[ir.Node | None], bool]) -> It
             continue
         seen.add(value)
         yield value
-        node = _maker(value)
-        if node is not None and follows(node):
-            todo += [before for before in reversed(node.inputs) if before is not None]
+        todo += [before for before in reversed(_list_sources(value)) if before is not None]
 
 
-def _joins_or_squashes(node: ir.Node | None) -> bool:
-    return joins(node) or (node is not None and node.op_type in _SQUASHED)
+def _list_sources(value: ir.Value) -> Sequence[ir.Value | None]:
+    """Returns what a value is judged by beside itself: tensors that are joined, squashed, or picked from."""
+    if value.dtype is not None and value.dtype not in FLOAT_TYPES:
+        node = value.producer()
+        return () if node is None or node.op_type in _READ_NO_VALUES else node.inputs
+    node = _maker(value)
+    return node.inputs if joins(node) or (node is not None and node.op_type in _SQUASHED) else ()
 
 
 def _maker(value: ir.Value) -> ir.Node | None:

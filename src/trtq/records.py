@@ -177,6 +177,10 @@ class Trial:
     applied: bool
 
 
+NO_REPAIR_TRIED = "no repair is tried"
+"""How the note begins where repairs were asked for, but there was nothing to judge them by."""
+
+
 @dataclass(frozen=True, slots=True)
 class Repairs:
     """What was chosen, and what it gained on the data that was held back.

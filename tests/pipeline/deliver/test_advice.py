@@ -20,12 +20,12 @@ COSINE = ("output 'y' has cosine 0.9 to fp32, the gate wants 0.99",)
 
 def report(verdict: str = "fail", reasons: tuple[str, ...] = COSINE, **given: Any) -> Report:
     """Returns the report of a build that tried everything but --auto."""
-    known = {"calibration": CALIBRATED, "repairs": REPAIRED, "engine": ENGINE, **given}
+    known = {"calibration": CALIBRATED, "repairs": REPAIRED, "engine": ENGINE, "notes": (), **given}
     return Report(
         schema_version=2, verdict=verdict, reasons=reasons, model="m.onnx", output="m.trtq",
         backend="tensorrt-rtx 1", precision=known.pop("precision", "int8"), high_precision="fp16",
         comparison=(), evaluated_samples=known.pop("samples", 64), evaluation_data="", accuracy={},
-        kept_float=(), kept_fp32=(), notes=(), warnings=(), **known,
+        kept_float=(), kept_fp32=(), warnings=(), **known,
     )  # fmt: skip
 
 
@@ -34,6 +34,7 @@ def report(verdict: str = "fail", reasons: tuple[str, ...] = COSINE, **given: An
     [
         ({}, ("--auto",)),
         ({"repairs": None}, ("--repair", "auto", "--effort", "balanced")),
+        ({"repairs": None, "notes": ("no repair is tried: one batch",)}, ("--auto",)),
         ({"calibration": replace(CALIBRATED, samples=8)}, ("--calib-data", "MORE_DATA")),
         (
             {"reasons": (*COSINE, "FP16 alone ...: quantization is not the cause; keep")},

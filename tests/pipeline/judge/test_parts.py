@@ -19,6 +19,8 @@ _SCALES = """
     fine = Concat <axis = 0> (a, b) coarse = Concat <axis = 0> ({}, {}) y = Concat <axis = 1> (fine, coarse)
 """
 
+_WHOLE = {"ArgMax": "int64", "Not": "bool", "to = 7": "int64"}
+
 
 @pytest.mark.parametrize(
     ("body", "outputs"),
@@ -29,12 +31,16 @@ _SCALES = """
         ("a = Relu (x) b = Transpose <perm = [1, 0]> (a) y = Tanh (b)", ["y"]),
         ("y = Sigmoid (x)", ["y"]),  # the input of the model is not judged
         (_DETECTOR, ["y", "a", "scores", "logits"]),
+        ("a = Relu (x) s = Softmax (a) i = ArgMax (s) y = Identity (i)", ["s", "a"]),
+        ("a = Relu (x) b = Tanh (x) c = Greater (a, b) y = Not (c)", ["a", "b"]),
+        ("a = Relu (x) b = Round (a) y = Cast <to = 7> (b)", ["b"]),
     ],
 )
-def test_scores_are_judged_before_they_are_squashed_and_parts_beside_the_whole(
+def test_scores_are_judged_before_they_are_squashed_or_picked_and_parts_beside_the_whole(
     graph_of: Callable[..., Graph], body: str, outputs: list[str]
 ) -> None:
-    model = graph_of(f"net (float[3, 3] x) => (float[M, N] y) {{ {body} }}").model
+    kind = next((kind for operator, kind in _WHOLE.items() if operator in body), "float")
+    model = graph_of(f"net (float[3, 3] x) => ({kind}[M, N] y) {{ {body} }}").model
     assert list(list_judged_outputs(model)) == outputs
 
 
@@ -64,8 +70,11 @@ def test_parts_are_what_is_joined_last(graph_of: Callable[..., Graph], body: str
     assert [" + ".join(str(item.name) for item in part) for part in list_parts(output)] == parts
 
 
-def test_whole_numbers_are_not_judged(graph_of: Callable[..., Graph]) -> None:
-    net = "net (float[3, 3] x) => (int64[6, 1] y) { a = ArgMax (x) y = Concat <axis = 0> (a, a) }"
+@pytest.mark.parametrize("body", ["a = ArgMax (x)", "b = Relu (x) a = Shape (b)"])
+def test_whole_numbers_of_what_is_given_and_sizes_are_not_judged(
+    graph_of: Callable[..., Graph], body: str
+) -> None:
+    net = f"net (float[3, 3] x) => (int64[M] y) {{ {body} y = Concat <axis = 0> (a, a) }}"
     model = graph_of(net).model
     assert list_judged_outputs(model) == ()
 
