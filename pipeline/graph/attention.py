@@ -36,8 +36,8 @@ _FEWEST_KEYS_FP8, _MOST_KEYS_INT8, _HEADS_INT8 = 32, 512, (16, 32, 64)
 _MOVES = ("Transpose", "Reshape", "Squeeze", "Unsqueeze", "Identity", "Flatten")
 """What may stand between the second product and the layer behind."""
 _NOT_TRIED = (
-    f"attention: it stays float unless INT8 costs at most {MOST_COST_DB:g} dB on calibration data held back; "
-    "INT8 with Attention in --op-types"
+    f"attention: it stays float unless INT8 costs at most {MOST_COST_DB:g} dB on held-out calibration "
+        "data; INT8 with Attention in --op-types"
 )
 
 

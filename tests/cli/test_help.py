@@ -124,11 +124,11 @@ def groups_of(name: str) -> list[str]:
 
 def test_many_options_are_shown_in_groups_in_the_order_of_the_work() -> None:
     wanted = [
-        "Data", "Pictures", "Ranges", "Repairs", "Precision", "Layers", "Engine", "Gate", "Settings",
+        "Data", "Images", "Ranges", "Repairs", "Precision", "Layers", "Engine", "Gate", "Settings",
         "Workers",
     ]  # fmt: skip
     assert groups_of("build") == [*wanted, "Output"]
-    own = ("Data", "Pictures", "Repairs", "Workers")
+    own = ("Data", "Images", "Repairs", "Workers")
     assert groups_of("migrate") == [name for name in (*wanted, "Output") if name not in own]
     assert groups_of("bench") == ["Data", "Engine", "Gate", "Time", "Output"]
     assert groups_of("package") == ["Server", "Settings", "Output"]

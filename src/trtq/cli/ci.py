@@ -19,14 +19,14 @@ from trtq.files import check_outputs, write_atomically
 summary_option = click.option(
     "--summary",
     type=click.Path(path_type=Path, dir_okay=False),
-    help="Add what came out to this file as Markdown, such as $GITHUB_STEP_SUMMARY.",
+    help="Append the result to this file as Markdown, such as $GITHUB_STEP_SUMMARY.",
 )
 ci_options = combine_options(
     summary_option,
     click.option(
         "--junit",
         type=click.Path(path_type=Path, dir_okay=False),
-        help="Write this file of JUnit's XML, with a test case for each thing that is judged.",
+        help="Write a JUnit XML file with a test case for each gate.",
     ),
 )
 

@@ -146,7 +146,7 @@ def test_int8_waits_for_a_trial(model_of: ModelOf) -> None:
     assert list_tried(place(model, form=FP8)) == ()
     assert none == choose_attention(all_of_it, ())
     assert place(model, attention=("scores", "context")) == all_of_it
-    reason = "attention: it stays float unless INT8 costs at most 0.5 dB on calibration data held back"
+    reason = "attention: it stays float unless INT8 costs at most 0.5 dB on held-out calibration data"
     assert {name: text.partition(";")[0] for name, text in _reasons(none).items()} == dict.fromkeys(
         ("scores", "context"), reason
     )
