@@ -72,8 +72,8 @@ class Preprocess:
             raise UsageError(f"frame_step must be at least 1, got {self.frame_step}")
         if not self.mean or not self.std:
             raise UsageError(
-                f"mean and std must hold one number, or one a channel, "
-                f"got {list(self.mean)} and {list(self.std)}"
+                f"mean and std must hold one number, or one per channel, got {list(self.mean)} and "
+                f"{list(self.std)}"
             )
         if any(value == 0 for value in self.std):
             raise UsageError(f"std must not contain 0, got {list(self.std)}")
@@ -186,7 +186,7 @@ def _to_sample(image: Any, steps: Preprocess, size: tuple[int, int] | None, name
 def _refuse_several(image: Any, name: str) -> None:
     count = getattr(image, "n_frames", 1)
     if count > 1 and image.format != "MPO":  # a JPEG to which the camera added a smaller one
-        raise DataError(f"{name} holds {count} pages or frames; save each as a picture of its own")
+        raise DataError(f"{name} holds {count} pages or frames; save each as a separate image")
 
 
 def _turn(image: Any) -> Any:
@@ -261,4 +261,4 @@ def spread_over_channels(values: tuple[float, ...], num_channels: int) -> tuple[
         return (values[0],) * num_channels
     if num_channels == 1:  # the ImageNet defaults on a grey picture: their mean
         return (sum(values) / len(values),)
-    raise DataError(f"mean and std need {num_channels} numbers, one a channel, got {list(values)}")
+    raise DataError(f"mean and std need {num_channels} numbers, one per channel, got {list(values)}")

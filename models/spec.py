@@ -165,7 +165,7 @@ class QuantizationSpec:
                 raise UsageError(f"{name} must be {wanted}, got {value!r}")
         words = (AUTO, "none", *REPAIRS, *SLOW_REPAIRS)
         if unknown := [word for word in self.repair if word not in words]:
-            raise UsageError(f"there is no repair {unknown[0]!r}; take {', '.join(words)}")
+            raise UsageError(f"there is no repair {unknown[0]!r}; use {', '.join(words)}")
         quick = {*self.repair} - {*SLOW_REPAIRS}
         is_mixed = len(quick) > 1 and not quick.isdisjoint((AUTO, "none"))
         if not self.repair or is_mixed or ("none" in self.repair and len(self.repair) > 1):

@@ -57,7 +57,7 @@ def _parse_key(path: Path, content: bytes, kind: Literal["private", "public"], r
     except TypeError as error:  # the library's word for a key that is encrypted
         raise UsageError(f"the key {path} asks for a passphrase; give one without") from error
     except (ValueError, _exceptions().UnsupportedAlgorithm) as error:
-        raise UsageError(f"{path} is no {kind} key in PEM; {remedy}") from error
+        raise UsageError(f"{path} is not a {kind} key in PEM; {remedy}") from error
     if not isinstance(key, getattr(importlib.import_module(_ED25519), f"Ed25519{kind.title()}Key")):
         raise UsageError(f"the key {path} is not an Ed25519 key; {_MAKE}")
     return key

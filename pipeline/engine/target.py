@@ -116,11 +116,9 @@ class Target:
     def _check_formats(self) -> None:
         known = (*LAYER_FORMATS, FP16.name)
         if unknown := [name for name in self.formats if name not in known]:
-            raise UsageError(
-                f"{unknown[0]!r} is no format that layers can be given; --formats takes {', '.join(known)}"
-            )
+            raise UsageError(f"{unknown[0]!r} is not a format for layers; --formats takes {', '.join(known)}")
         if not self.code_formats:
-            raise UsageError("--formats fp16 quantizes nothing; take --fp16, or name int8 or fp8 too")
+            raise UsageError("--formats fp16 quantizes nothing; use --fp16, or name int8 or fp8 too")
 
     @property
     def name(self) -> str:

@@ -109,7 +109,7 @@ def test_where_only_one_of_the_two_has_an_operator_the_other_option_is_named(fol
     result = trtq(*BUILD, "--ort-custom-ops", LIBRARY, "--backend", "tensorrt-rtx")
     assert result.exit_code == 2
     assert (
-        "but TensorRT does not know it; name the library of its plugin with --plugins, or take"
+        "but TensorRT does not know it; name the library of its plugin with --plugins, or use"
         in result.stderr
     )
 

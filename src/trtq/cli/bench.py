@@ -102,8 +102,8 @@ _TIMES = ("float_ms", "quantized_ms", "conversions_ms")
     "--min-speedup",
     type=float,
     help="Exit with code 3 if the speed-up over the float model or engine is below this, beyond "
-        "measurement noise. If the measurement cannot decide, the verdict is unverified and the exit code "
-        "0.",
+    "measurement noise. If the measurement cannot decide, the verdict is unverified and the exit code "
+    "0.",
 )
 @click.option(
     "-o",

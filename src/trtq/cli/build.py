@@ -159,7 +159,7 @@ def _refuse_unused(options: Mapping[str, Any]) -> None:
         UsageError: There is such an option.
     """
     if unused := [name for name, value in options.items() if value]:
-        raise UsageError(f"{unused[0]} is of no use with --dry-run: no model is run and nothing is written")
+        raise UsageError(f"{unused[0]} has no effect with --dry-run: no model is run and nothing is written")
 
 
 def _show_plan(model: Path, wanted: Mapping[str, Any], *, as_json: bool, quiet: bool) -> None:

@@ -151,8 +151,8 @@ def _find_farm(file: Path, given: Mapping[str, Any]) -> Farm | None:
         return Farm(workers, file, grows=given["autoscaling"])
     if workers != Processes():
         raise UsageError(
-            f"--workers {given['workers']} builds nothing; take processes (and --jobs N), ray or "
-            f"ray://host:port"
+            f"--workers {given['workers']} builds nothing; use processes (and --jobs N), ray or "
+            "ray://host:port"
         )
     if given["autoscaling"]:
         raise UsageError("--autoscaling is for a cluster; add --workers ray, or leave it out")

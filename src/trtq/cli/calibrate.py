@@ -139,7 +139,7 @@ def _check_part(output: Path | None, save_statistics: Path | None) -> None:
             "and join the parts with `trtq merge-statistics`"
         )
     if output is not None:
-        raise UsageError("--output is of no use with --shard: a part of the data gives no ranges")
+        raise UsageError("--output has no effect with --shard: a part of the data gives no ranges")
 
 
 def _refuse_unused(given: Given, save_statistics: Path | None) -> None:
@@ -150,7 +150,7 @@ def _refuse_unused(given: Given, save_statistics: Path | None) -> None:
     unused += [change.option for change in given.find(ObserveOptions, "shard", "checkpoint")]
     unused += ["--save-statistics"] if save_statistics is not None else []
     if unused:
-        raise UsageError(f"{unused[0]} is of no use with --statistics: no data is read")
+        raise UsageError(f"{unused[0]} has no effect with --statistics: no data is read")
 
 
 def _print_part(seen: Statistics, path: Path, *, as_json: bool) -> None:

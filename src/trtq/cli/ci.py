@@ -51,8 +51,8 @@ class CiFiles:
         """
         if self.summary is not None and self.summary.suffix == ".json":
             raise UsageError(
-                f"--summary writes Markdown, and {self.summary} is named as JSON; take --json for the result "
-                f"(trtq build-all: -o FILE), or name the summary .md"
+                f"--summary writes Markdown, and {self.summary} is named as JSON; use --json for the "
+                "result (trtq build-all: -o FILE), or name the summary .md"
             )
         others = {f"--{name}": path for name, path in outputs.items()}
         check_outputs({"--summary": self.summary, "--junit": self.junit, **others}, *sources)

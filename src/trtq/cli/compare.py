@@ -174,7 +174,7 @@ def _refuse_unused(mode: str, given: Given, **files: Path | None) -> None:
     unused = [change.option for change in given.changes if change.settings is not OperatorSpec]
     unused += [f"--{name}" for name, path in files.items() if path is not None]
     if unused:
-        raise UsageError(f"{unused[0]} is of no use with {mode}: tokens are shown, not judged on data")
+        raise UsageError(f"{unused[0]} has no effect with {mode}: tokens are shown, not judged on data")
 
 
 def _print_written(names: tuple[str, str], found: Sequence[Generated], count: int) -> None:
@@ -182,7 +182,7 @@ def _print_written(names: tuple[str, str], found: Sequence[Generated], count: in
     console = open_console()
     for number, item in enumerate(found, 1):
         place = item.diverges_at
-        parted = f"the same {count} tokens" if place is None else f"parts at token {place + 1} of {count}"
+        parted = f"the same {count} tokens" if place is None else f"diverges at token {place + 1} of {count}"
         console.print(f"prompt {number}, {format_count(len(item.prompt), 'token')}: {parted}")
         for name, tokens in zip(names, (item.reference, item.candidate), strict=True):
             console.print(f"  {name}  {' '.join(map(str, tokens))}", soft_wrap=True)

@@ -58,7 +58,7 @@ def command(
     path = output or model.with_suffix(".toml")
     check_output(path, model)
     if path.exists() and not force:
-        raise UsageError(f"{path} is there already; --force writes over it, -o names another file")
+        raise UsageError(f"{path} already exists; --force overwrites it, -o names another file")
     clues = find_clues(model)
     asks = sys.stdin.isatty() and not (is_sure or quiet)
     if asks:

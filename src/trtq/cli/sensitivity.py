@@ -132,8 +132,8 @@ def _read_build(given: Given, folder: Path) -> ModelSpec:
     made += (*given.find(CalibrationSpec, "method", "device", "memory_bytes"),)
     if made:
         raise UsageError(
-            f"{made[0].option} is of no use with the build folder {folder}: its own layers and ranges are "
-            f"measured; give the model instead"
+            f"{made[0].option} has no effect with the build folder {folder}: its own layers and ranges "
+            "are measured; give the model instead"
         )
     return read_settings(read_intact_manifest(folder), folder)[0]
 

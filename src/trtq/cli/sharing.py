@@ -53,6 +53,6 @@ def _parse(text: str, cpus: int) -> Workers | None:
     if text == "ray" or text.startswith("ray://"):
         return Ray(None if text == "ray" else text, cpus)
     raise UsageError(
-        f"{text!r} are no workers; take threads, processes, processes:N, ray (the cluster of RAY_ADDRESS) or "
-        f"ray://host:port"
+        f"{text!r} is not a valid --workers value; use threads, processes, processes:N, ray (the "
+        "cluster of RAY_ADDRESS) or ray://host:port"
     )

@@ -95,5 +95,5 @@ def _parse_change(change: GivenSetting) -> GivenSetting:
 def _parse_capability(text: str) -> str:
     found = re.fullmatch(r"(?:sm_?)?(\d{1,2})\.?(\d)", text.strip(), re.IGNORECASE)
     if found is None:
-        raise UsageError(f"{text!r} is no compute capability; write 8.9, 89 or sm_89")
+        raise UsageError(f"{text!r} is not a compute capability; write 8.9, 89 or sm_89")
     return f"{found[1]}.{found[2]}"

@@ -83,7 +83,7 @@ def test_ranges_of_an_earlier_build_are_shared_if_they_are_the_same(
     spec = replace(spec, calibration=CalibrationSpec(data=str(tmp_path / "c.npz")))
     build(model, spec=spec, target=TARGET, output=tmp_path / "alone.trtq")
     found = _share(model, spec, tmp_path / "none.trtq", tmp_path / "alone.trtq")
-    assert any("the ranges of the earlier build are used again" in note for note in found.notes)
+    assert any("reusing the ranges of the earlier build" in note for note in found.notes)
     assert json.loads(found.ranges) == json.loads((tmp_path / "alone.trtq" / "ranges.json").read_bytes())
     fresh = _share(model, spec)
     assert (fresh.key, fresh.ranges) == (found.key, found.ranges)

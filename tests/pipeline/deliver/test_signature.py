@@ -163,11 +163,11 @@ def test_a_bad_public_key_is_one_clear_line(signed: Path, keys: Keys, tmp_path: 
     with pytest.raises(UsageError, match=r"^cannot read the key .*: Is a directory$"):
         verify(signed, key=tmp_path)
     with pytest.raises(
-        UsageError, match=r"private is a private key, which should not be here; take its other"
+        UsageError, match=r"private is a private key, which should not be here; use its other"
     ):
         verify(signed, key=keys("private"))
     with pytest.raises(
-        UsageError, match=r"manifest\.json is no public key in PEM; take its other half: openssl"
+        UsageError, match=r"manifest\.json is no public key in PEM; use its other half: openssl"
     ):
         verify(signed, key=signed / NAME)
     public = generate_private_key(SECP256R1()).public_key()
