@@ -94,7 +94,7 @@ def test_a_build_that_needs_others_makes_its_own_and_says_so(
 ) -> None:
     shared = _share(model, replace(spec, calibration=replace(spec.calibration, method="minmax")))
     report = build(model, spec=spec, target=TARGET, output=tmp_path / "a.trtq", shared=shared)
-    assert any(text.startswith("this build needs ranges of its own, since ") for text in report.warnings)
+    assert any(text.startswith("this build is calibrated separately, because ") for text in report.warnings)
     assert "calibrate" in report.timings_s
 
 
