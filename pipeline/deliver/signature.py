@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 _ED25519 = "cryptography.hazmat.primitives.asymmetric.ed25519"
 _MAKE = "make one with: openssl genpkey -algorithm ed25519 -out private.pem"
-_DERIVE = "take its other half: openssl pkey -in private.pem -pubout -out public.pem"
+_DERIVE = "derive it with: openssl pkey -in private.pem -pubout -out public.pem"
 
 
 def read_private_key(path: Path) -> Ed25519PrivateKey:

@@ -132,5 +132,7 @@ def test_what_is_no_library_of_operators_is_told(folder: Path) -> None:
     use_operators(OperatorSpec())
     with pytest.raises(ModelError, match=r"--ort-custom-ops names a library that has it$"):
         open_session(Path("net.onnx"), optimize=False)
-    with pytest.raises(ModelError, match=r"^node 'parts' is ai\.onnx\.contrib::NegPos, which is no standard"):
+    with pytest.raises(
+        ModelError, match=r"^node 'parts' is ai\.onnx\.contrib::NegPos, which is not a standard"
+    ):
         load(Path("net.onnx"), min_opset=19)

@@ -134,7 +134,7 @@ def test_random_numbers_for_an_absurd_shape_are_refused(
     model.graph.output[0].type.tensor_type.shape.dim[0].dim_value = 2**53
     onnx.save(model, tmp_path / "m.onnx")
     with pytest.raises(
-        DataError, match=r"input 'x' has shape \(9007199254740992, 4\): .* too many to make up"
+        DataError, match=r"input 'x' has shape \(9007199254740992, 4\): .* too many to generate"
     ):
         trtq.observe(tmp_path / "m.onnx", random_data=True)
 

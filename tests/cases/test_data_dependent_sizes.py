@@ -90,4 +90,4 @@ def test_compare_says_that_nothing_was_compared(detector: Callable[[str], Path],
     arguments = ["compare", str(model), str(quantized), "--data", str(model.with_name("x.npz"))]
     result = CliRunner().invoke(main, arguments)
     assert result.exit_code == 0
-    assert "UNVERIFIED: output 'boxes' of model.int8.onnx has another size" in " ".join(result.stdout.split())
+    assert "UNVERIFIED: output 'boxes' of model.int8.onnx differs in size" in " ".join(result.stdout.split())

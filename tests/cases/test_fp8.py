@@ -159,7 +159,7 @@ def test_the_cost_of_layers_is_measured_in_fp8(folder: Path) -> None:
 def test_a_gpu_without_fp8_is_refused(folder: Path, capability: str) -> None:
     message = (
         f"--fp8 needs GPUs of compute capability 8.9 or newer, and the engine is for {capability}; "
-        "give --compute-capability 8.9, or use --int8"
+        "give --compute-capability 8.9, or take --int8"
     )
     code, said = _trtq("build", folder / "m.onnx", "--fp8", "--calib-data", folder / "x.npz",
                        "--backend", "tensorrt-rtx", "--compute-capability", capability)  # fmt: skip

@@ -93,7 +93,7 @@ HEAD = '<ir_version: 9, opset_import: ["" : 19]>'
         ),
         pytest.param(
             lambda: _parse(QUANTIZED % "uint8 z = {0}"),
-            "node 'first' (QuantizeLinear): its quantized values are uint8, which TensorRT takes for int8",
+            "node 'first' (QuantizeLinear): its quantized values are uint8, which TensorRT reads as int8",
             id="uint8",
         ),
     ],

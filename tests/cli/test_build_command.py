@@ -25,7 +25,7 @@ note: input 'image' is dynamic: profile from the data, min 1x1x8x8, opt 8x1x8x8,
 """
 ON_CPU = " --backend onnxruntime" if explain_missing_gpu() else ""
 NEXT = f"""\
-page DIR/model.trtq/report.html
+open DIR/model.trtq/report.html
 run trtq run DIR/model.trtq --data DIR/evaluation.npz -o outputs.npz{ON_CPU}
 """
 UNCHANGED = (

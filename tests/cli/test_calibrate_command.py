@@ -85,7 +85,7 @@ def test_a_part_that_misses_is_refused(model: Path, tmp_path: Path) -> None:
     [
         (("--shard", "3"), "'3' is not a shard; write a part and their number, such as 3/8"),
         (("--shard", "1/2"), "--shard observes a part of the data, which gives no ranges: name a file with"),
-        (("--calib-memory", "much"), "'much' is no size"),
+        (("--calib-memory", "much"), "'much' is not a size"),
         (("--statistics", "s.npz", "--calib-data", "d.npz"), "--calib-data has no effect with --statistics"),
         (("--statistics", "s.npz", "--checkpoint", "c.npz"), "--checkpoint has no effect with --statistics"),
         (

@@ -63,9 +63,9 @@ def test_every_preset_reads_back_and_explains_every_key(preset: str, model: Path
         assert family is not None
         assert found.preprocess.mean == family.preprocess.mean
         assert found.inputs["x"].opt == (8, 3, 64, 48)
-        assert "\n# std: Divided by, one number a channel or one for all." in text
+        assert "\n# std: Standard deviation to divide by, one number per channel or one for all." in text
     assert found.layers.skip == (family.layers.skip if family else ())
-    assert "\n# min_cosine: Gate: the smallest cosine allowed for any output.  [default: 0.99]\n" in text
+    assert "\n# min_cosine: Gate: lowest cosine similarity allowed for any output.  [default: 0.99]\n" in text
     assert max(map(len, text.splitlines())) <= 110
 
 

@@ -234,7 +234,9 @@ def list_commands(report: Report, manifest: Manifest) -> tuple[Command, ...]:
     is_quantized = report.precision in LAYER_FORMATS
     if "accuracy" in report.failed_gates and is_quantized and "trtq" in own and report.auto is None:
         commands.append(
-            Command("The same, with the most harmful layers kept in float", fold_command(f"{own['trtq']} --auto"))
+            Command(
+                "The same, with the most harmful layers kept in float", fold_command(f"{own['trtq']} --auto")
+            )
         )
     return tuple(commands)
 

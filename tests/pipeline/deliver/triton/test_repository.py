@@ -142,7 +142,7 @@ def test_a_configuration_that_is_no_text_is_told(
     install(tmp_path / "models", (entry_of(b"one"),))
     (path,) = (tmp_path / "models").glob("*/config.pbtxt")
     path.write_bytes(b"a: \xff")
-    with pytest.raises(ArtifactError, match=r"config\.pbtxt is no text \(.* at byte 3\); fix or remove it$"):
+    with pytest.raises(ArtifactError, match=r"config\.pbtxt is not text \(.* at byte 3\); fix or remove it$"):
         install(tmp_path / "models", (entry_of(b"two"),))
 
 
