@@ -12,8 +12,8 @@ REASONS: Mapping[str, str] = {
         r"is ai\.onnx\.ml::\w+, which is no standard ONNX operator"
     ),
     "quantized with operators that TensorRT has not, or with codes that it takes for others": (
-        r"is no operator of TensorRT, which takes Q/DQ pairs only"
-        r"|its codes are uint8, which TensorRT takes for int8|its codes are uint8 and come from a constant"
+        r"is not an operator of TensorRT, which takes Q/DQ pairs only|its quantized values are uint8, "
+        r"which TensorRT takes for int8|its quantized values are uint8 and come from a constant"
     ),
     "the data of the suite is NaN or infinite: nothing can be calibrated on it": (
         r"DataError: .* values that are NaN or infinite"

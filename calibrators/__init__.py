@@ -61,7 +61,7 @@ def create_method(spec: CalibrationSpec) -> Method:
     """
     choices = list_choices()
     if spec.method not in choices:
-        raise UsageError(f"there is no calibration method {spec.method!r}; take {', '.join(choices)}")
+        raise UsageError(f"there is no calibration method {spec.method!r}; use {', '.join(choices)}")
     method = choices[spec.method]
     own = list_parameters(method)
     if foreign := [name for name in sorted(spec.parameters) if name not in (*own, *_ANYWHERE)]:

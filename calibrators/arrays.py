@@ -175,7 +175,7 @@ def refuse_more(stream: IO[bytes]) -> None:
         ValueError: There is something.
     """
     if stream.read(1):
-        raise ValueError("there is more behind the array; save each array alone")
+        raise ValueError("there is more data after the array; save each array alone")
 
 
 @contextmanager

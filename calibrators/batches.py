@@ -262,7 +262,7 @@ def _check_array(feed: Feed, spec: TensorSpec) -> None:
     array, what = feed.arrays[spec.name], f"input {spec.name!r} of {feed.source}"
     if array.dtype.name != spec.dtype:
         raise DataError(
-            f"{what} is {array.dtype.name}, the model wants {spec.dtype}; convert it with "
+            f"{what} is {array.dtype.name}, the model expects {spec.dtype}; convert it with "
             f".astype({spec.dtype!r})"
         )
     if not array.dtype.isnative:  # ONNX Runtime would take the bytes as they are
@@ -272,9 +272,9 @@ def _check_array(feed: Feed, spec: TensorSpec) -> None:
         )
     if not spec.fits(array.shape):
         raise DataError(
-            f"{what} has shape {show_shape(array.shape)}, the model wants {show_shape(spec.shape)}; "
-            f"resize the samples, or set `resize`, `channels` and `layout` in [preprocess] of model.toml for "
-            f"pictures"
+            f"{what} has shape {show_shape(array.shape)}, the model expects {show_shape(spec.shape)}; "
+            "resize the samples, or set `resize`, `channels` and `layout` in [preprocess] of "
+            "model.toml for images"
         )
     if array.shape[:1] == (0,) and spec.shape[:1] != (0,):  # else a cache that holds nothing yet
         raise DataError(f"{what} is empty: shape {show_shape(array.shape)}")

@@ -92,7 +92,7 @@ def parse_version(text: str) -> int:
     """
     found = re.fullmatch(r"(\d+)(?:\.(\d{1,2})(?:\.(\d{1,2}))?(?:\.\w+|b\d+)*)?", text.strip(), re.ASCII)
     if found is None or (found[2] is None and int(found[1]) <= 10):
-        raise UsageError(f"{text!r} is no version of TensorRT; write it like 8.6.1 or 10.3")
+        raise UsageError(f"{text!r} is not a TensorRT version; write it like 8.6.1 or 10.3")
     major, minor, patch = int(found[1]), int(found[2] or 0), int(found[3] or 0)
     if not 5 <= major <= 10 or (major < 10 and minor > 9):
         raise UsageError(

@@ -59,7 +59,7 @@ def read_toml(path: Path, what: str) -> dict[str, Any]:
     with refuse_damage(UsageError, f"{path} is not valid TOML"):
         text = content.decode("utf-8-sig")  # Notepad writes a mark before it
         if _LONG_KEY.search(text):
-            raise UsageError(f"{path} has a key of more than {_MOST_PARTS} parts; take it out")
+            raise UsageError(f"{path} has a key of more than {_MOST_PARTS} parts; remove it")
         return tomllib.loads(text)
 
 

@@ -168,7 +168,7 @@ def _open_files(files: Sequence[StoredFile], name: str, request: _Request) -> Ba
         raise DataError(f"{name} holds {shown}; give files of one kind alone")
     open_kind = _OPENERS.get(kinds[0])
     if open_kind is None:
-        raise DataError(f"{name} is no kind of data that trtq reads; give {ACCEPTED_DATA}")
+        raise DataError(f"{name} is not a kind of data that trtq reads; give {ACCEPTED_DATA}")
     return open_kind(files, name, request)
 
 
@@ -209,7 +209,7 @@ _KINDS = {
     "images": SUFFIXES,
     "tables": PARQUET_SUFFIXES,
     "videos": VIDEO_SUFFIXES,
-    "pictures that are not read": (".avif", ".gif", ".heic", ".jfif", ".jp2", ".ppm"),
+    "image formats that are not read": (".avif", ".gif", ".heic", ".jfif", ".jp2", ".ppm"),
 }
 _OPENERS: Mapping[str, Callable[[Sequence[StoredFile], str, _Request], Batches]] = {
     "feeds": _open_feeds,
@@ -240,8 +240,8 @@ def make_random_batches(
         if num_elements > _MOST_RANDOM:
             shown = show_shape(sizes[spec.name])
             raise DataError(
-                f"input {spec.name!r} has shape {shown}: {num_elements} random numbers "
-                f"are too many to make up; give real data, or smaller sizes for its open dims"
+                f"input {spec.name!r} has shape {shown}: {num_elements} random numbers are too many to "
+                "generate; give real data, or smaller sizes for its dynamic dims"
             )
 
     def draw(rng: np.random.Generator, spec: TensorSpec) -> NDArray[Any]:
@@ -277,7 +277,7 @@ def _keep_full_batches(batches: Batches, request: _Request) -> Batches:
     batches = batches.changed(lambda feeds: (feed for feed in feeds if feed.num_samples == size))
     if total is None or total % size == 0:
         return batches
-    left_out = f"without the last {total % size} of {total} samples, which fill no batch of {size}"
+    left_out = f"without the last {total % size} of {total} samples, which do not fill a batch of {size}"
     origin = f"{batches.origin} ({left_out})"
     return replace(batches, origin=origin, num_samples=total - total % size, left_out=total % size)
 

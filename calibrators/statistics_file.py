@@ -43,7 +43,7 @@ class _Header:
             raise ValueError(f"there are no parts {list(self.shards)} of {self.source.num_shards}")
         seen = (number for shapes in self.inputs.values() for _, number in shapes)
         if wrong := [number for number in (self.num_samples, *self.feeds.values(), *seen) if number < 0]:
-            raise ValueError(f"{wrong[0]} is no number of samples or feeds")
+            raise ValueError(f"{wrong[0]} is not a number of samples or feeds")
         if self.num_samples and not self.inputs:
             raise ValueError("there are samples without inputs")
         if below := [name for name, value in self.magnitudes.items() if value < 0]:
@@ -169,8 +169,8 @@ def refuse_other(found: Statistics, name: str, wanted: Statistics, other: str) -
     if apart := sorted(set(found.histograms) ^ set(wanted.histograms)):
         holder = name if apart[0] in found.histograms else other
         raise ArtifactError(
-            f"{name} is of other tensors than {other}: only {holder} has {apart[0]!r}; "
-            f"take the same --skip and --op-types"
+            f"{name} is of other tensors than {other}: only {holder} has {apart[0]!r}; use the same "
+            "--skip and --op-types"
         )
 
 

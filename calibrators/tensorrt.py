@@ -139,9 +139,9 @@ class BatchCalibrator(Calibrator):
                 return None
             shape, wanted = arrays[wrong[0]].shape, self._shapes[wrong[0]]
             raise DataError(
-                f"input {wrong[0]!r} of {feed.source} has shape {show_shape(shape)}, the calibration profile "
-                f"wants {show_shape(wanted)} of every batch but a smaller last one; make all batches alike, "
-                f"or give their shape with --opt-shapes"
+                f"input {wrong[0]!r} of {feed.source} has shape {show_shape(shape)}, the calibration "
+                f"profile needs {show_shape(wanted)} of every batch but a smaller last one; make all "
+                "batches alike, or give their shape with --opt-shapes"
             )
         pointers = [self._upload(feed, name, array) for name, array in arrays.items()]
         self.num_samples += self.get_batch_size()
@@ -238,7 +238,7 @@ def make_scale_calibrator(trt: ModuleType, scales: Mapping[str, float]) -> Scale
         raise UsageError("there are no scales to hand to TensorRT; calibrate the model first")
     if unfit := [name for name in scales if "\n" in name or not name]:
         raise UsageError(
-            f"tensor {unfit[0]!r} cannot stand in a calibration cache, which has one name a line; rename it"
+            f"tensor {unfit[0]!r} cannot stand in a calibration cache, which has one name per line; rename it"
         )
     text = format_cache(CalibrationCache(scales, parse_version(trt.__version__), ENTROPY2))
     parse_cache(text)  # refuses what TensorRT would misread

@@ -63,7 +63,7 @@ def load_weights(module: torch.nn.Module, path: Path, *, trust: bool = False) ->
         for kind, names in (("missing", missing), ("unexpected", unexpected))
         if names
     ] or [
-        f"{name!r} has shape {tuple(value.shape)}, the module wants {tuple(wanted[name].shape)}"
+        f"{name!r} has shape {tuple(value.shape)}, the module expects {tuple(wanted[name].shape)}"
         for name, value in state.items()
         if value.shape != wanted[name].shape
     ][:1]

@@ -39,9 +39,7 @@ class ModuleInput:
 
     def __post_init__(self) -> None:
         if self.dtype not in _DTYPES:
-            raise UsageError(
-                f"input {self.name!r} has dtype {self.dtype!r}; take one of {', '.join(_DTYPES)}"
-            )
+            raise UsageError(f"input {self.name!r} has dtype {self.dtype!r}; use one of {', '.join(_DTYPES)}")
 
     @property
     def open_axes(self) -> dict[int, str]:
@@ -90,7 +88,8 @@ def parse_input(text: str) -> ModuleInput:
     dims = found["dims"].split("x") if found else []
     if found is None or not all(_DIM.fullmatch(dim) for dim in dims):
         raise UsageError(
-            f"{text!r} is not an input; write name:Nx3x224x224:float32, with a capital letter for an open dim"
+            f"{text!r} is not an input; write name:Nx3x224x224:float32, with a capital letter for a "
+            "dynamic dim"
         )
     sizes = tuple(int(dim) if dim.isdecimal() else dim for dim in dims)
     return ModuleInput(found["name"], sizes, found["dtype"] or "float32")
@@ -102,8 +101,8 @@ def check_sizes(sizes: Mapping[str, int], inputs: Sequence[ModuleInput]) -> None
     for name in sizes:
         if name not in dims:
             raise UsageError(
-                f"a size is given for {name!r}, but the open dims are {', '.join(dims) or 'none'} of "
-                f"{' and '.join(map(str, inputs))}"
+                f"a size is given for {name!r}, but the dynamic dims are {', '.join(dims) or 'none'} "
+                f"of {' and '.join(map(str, inputs))}"
             )
 
 

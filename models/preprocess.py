@@ -1,4 +1,4 @@
-"""How a picture becomes the array that a model takes."""
+"""How an image becomes the input array of a model."""
 
 from __future__ import annotations
 
@@ -25,24 +25,25 @@ _LARGEST_16_BITS = 65535
 
 @dataclass(frozen=True, slots=True)
 class Preprocess:
-    """The steps from a picture file to an input, in the order of the fields.
+    """The steps from an image file to an input, in the order of the fields.
 
     The defaults are those of ImageNet classifiers as torchvision trains them, except for the sizes, which
     come from the model when it has fixed ones.
 
     Attributes:
-        resize: Height and width of pictures in pixels, such as 256 or 480x640. None: as the model wants it.
-        resize_mode: stretch to the size; short-side keeps the proportions so that the size is covered;
-            letterbox keeps them so that all fits, and pads with grey (114).
-        crop: Height and width of the middle part that is kept, such as 224. None: no crop.
-        channels: Order of the colors; L is grey.
-        scale: Factor on the 0-255 values, before mean and std; 16 bits are brought there by 255 / 65535.
-            None: 1/255.
-        mean: Subtracted, one number a channel or one for all.
-        std: Divided by, one number a channel or one for all.
-        layout: Order of the axes of the input.
-        exif: First of all, turn each picture as its EXIF orientation says, as viewers do.
-        frame_step: Of a video, take every n-th frame.
+        resize: Resize to this height and width in pixels, such as 256 or 480x640. None: the model's input
+            size.
+        resize_mode: stretch ignores the aspect ratio; short-side keeps it and covers the size; letterbox
+            keeps it, fits inside the size, and pads with grey (114).
+        crop: Centre crop to this height and width, such as 224. None: no crop.
+        channels: Channel order; L is greyscale.
+        scale: Factor on the pixel values 0-255, before mean and std; 16-bit values are first multiplied by
+            255 / 65535. None: 1/255.
+        mean: Mean to subtract, one number per channel or one for all.
+        std: Standard deviation to divide by, one number per channel or one for all.
+        layout: Axis order of the input.
+        exif: First rotate each image by its EXIF orientation, as viewers do.
+        frame_step: Use every n-th frame of a video.
     """
 
     resize: tuple[int, ...] = setting((), metavar="SIZES")
@@ -71,8 +72,8 @@ class Preprocess:
             raise UsageError(f"frame_step must be at least 1, got {self.frame_step}")
         if not self.mean or not self.std:
             raise UsageError(
-                f"mean and std must hold one number, or one a channel, "
-                f"got {list(self.mean)} and {list(self.std)}"
+                f"mean and std must hold one number, or one per channel, got {list(self.mean)} and "
+                f"{list(self.std)}"
             )
         if any(value == 0 for value in self.std):
             raise UsageError(f"std must not contain 0, got {list(self.std)}")
@@ -185,7 +186,7 @@ def _to_sample(image: Any, steps: Preprocess, size: tuple[int, int] | None, name
 def _refuse_several(image: Any, name: str) -> None:
     count = getattr(image, "n_frames", 1)
     if count > 1 and image.format != "MPO":  # a JPEG to which the camera added a smaller one
-        raise DataError(f"{name} holds {count} pages or frames; save each as a picture of its own")
+        raise DataError(f"{name} holds {count} pages or frames; save each as a separate image")
 
 
 def _turn(image: Any) -> Any:
@@ -260,4 +261,4 @@ def spread_over_channels(values: tuple[float, ...], num_channels: int) -> tuple[
         return (values[0],) * num_channels
     if num_channels == 1:  # the ImageNet defaults on a grey picture: their mean
         return (sum(values) / len(values),)
-    raise DataError(f"mean and std need {num_channels} numbers, one a channel, got {list(values)}")
+    raise DataError(f"mean and std need {num_channels} numbers, one per channel, got {list(values)}")

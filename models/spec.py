@@ -101,18 +101,18 @@ class CalibrationSpec:
     """Which data calibrates the model, and how ranges are estimated from it.
 
     Attributes:
-        data: An .npz or .npy file whose arrays have a leading sample axis, a folder of .npz files (one feed
-            each), a folder of images, tar shards, Parquet files, a folder of Hugging Face's datasets, videos,
-            script.py:function, or a .json file of inputs saved by Polygraphy; by a path, or by a URL such as
-            s3://bucket/calibration.npz.
-        method: How ranges are estimated. auto tries every method on calibration data held back and takes the
-            best; cross-entropy is for the inputs of a Softmax, with entropy for the other tensors.
+        data: Path or URL (such as s3://bucket/calibration.npz) of the calibration data: an .npz or .npy file
+            with the samples on the first axis, a folder of .npz files (one batch each), a folder of images,
+            tar shards, Parquet files, a saved Hugging Face dataset, videos, script.py:function, or a .json
+            file of inputs saved by Polygraphy.
+        method: Calibration method. auto tries all of them on held-out calibration data and uses the best.
+            cross-entropy applies to the inputs of a Softmax; other tensors then use entropy.
         parameters: Of the method, by the fields of its class; what is not given has its default.
-        samples: Use only this many samples, rounded up to whole batches. None: all.
+        samples: Use only the first N samples, rounded up to whole batches. None: all.
         batch_size: Samples in a calibration batch.
         device: Where the float model runs during calibration.
         memory_bytes: Memory for the observed tensors, such as 512M or 4G. If they need more, calibration
-            reads the data several times. None: half of what is free.
+            reads the data several times. None: half of the free memory.
     """
 
     data: Data | None = setting(None, "--calib-data", metavar="DATA")
@@ -132,21 +132,21 @@ class CalibrationSpec:
 
 @dataclass(frozen=True, slots=True)
 class QuantizationSpec:
-    """How the model is quantized, beside the ranges.
+    """How the model is quantized, apart from the ranges.
 
     Attributes:
-        repair: Which repairs may be made to the model if they help on calibration data held back: auto (all),
-            none, or equalize, smooth, shift, rotate, bias, weights (repeatable, or separated by commas).
-            adaround is slow; in INT8 it must be named, as in auto,adaround, and in FP8 it is one of auto.
-        weight_granularity: Give an INT8 weight one scale for each output channel, or a single scale. A single
-            scale costs accuracy; it is for tools that cannot read scales by channel.
-        activations: asymmetric uses zero points, which are finer if most values have the same sign; only the
-            backend onnxruntime runs them, and runs INT8 fast with them alone. auto is asymmetric for it, and
-            else symmetric. per-token gives each row of what a MatMul or Gemm reads the scale
-            of its own largest value, in each run; these layers need no calibration.
-        effort: How far methods and repairs are tried on data held back. quick tries none. balanced tries all
-            on a few samples and the best on up to 64, and drops what can hardly win; thorough drops none of
-            the best three and takes up to three times as long.
+        repair: Repairs to try: auto (all), none, or any of equalize, smooth, shift, rotate, bias, weights
+            (repeatable, or separated by commas). A repair is applied only if it helps on held-out calibration
+            data. adaround is slow: in INT8 you must name it, as in auto,adaround; in FP8 auto includes it.
+        weight_granularity: One scale per output channel of an INT8 weight, or a single scale, which costs
+            accuracy and is for tools that do not support per-channel scales.
+        activations: asymmetric adds zero points, which are finer if most values have the same sign. Only the
+            backend onnxruntime supports them, and needs them for fast INT8. auto is asymmetric for
+            onnxruntime, otherwise symmetric. per-token computes one scale per row of a MatMul or Gemm input
+            at run time; these layers need no calibration.
+        effort: How thoroughly methods and repairs are tried on held-out data. quick: not at all. balanced:
+            all on a few samples, the best on up to 64; unlikely ones are dropped early. thorough: the best
+            three on all samples, which takes up to three times as long.
     """
 
     repair: tuple[str, ...] = setting((AUTO,), metavar="NAMES")
@@ -165,7 +165,7 @@ class QuantizationSpec:
                 raise UsageError(f"{name} must be {wanted}, got {value!r}")
         words = (AUTO, "none", *REPAIRS, *SLOW_REPAIRS)
         if unknown := [word for word in self.repair if word not in words]:
-            raise UsageError(f"there is no repair {unknown[0]!r}; take {', '.join(words)}")
+            raise UsageError(f"there is no repair {unknown[0]!r}; use {', '.join(words)}")
         quick = {*self.repair} - {*SLOW_REPAIRS}
         is_mixed = len(quick) > 1 and not quick.isdisjoint((AUTO, "none"))
         if not self.repair or is_mixed or ("none" in self.repair and len(self.repair) > 1):
@@ -193,11 +193,10 @@ class EvaluationSpec:
 
     Attributes:
         data: Data to compare on. None: the calibration data.
-        labels: One class index for each sample: the name of an array of --eval-data, or a .npy file.
-        output: The output that holds the class scores; needed if the model has several outputs.
+        labels: One class index per sample: the name of an array in --eval-data, or a .npy file.
+        output: The output with the class scores; required if the model has several outputs.
         samples: Compare only this many samples. None: all with labels, otherwise 128.
-        reference: The float ONNX model to compare with, for a model that comes with Q/DQ. None: the model
-            itself, as it was given.
+        reference: Float ONNX model to compare with, if the model already has Q/DQ. None: the model itself.
     """
 
     data: Data | None = setting(None, "--eval-data", metavar="DATA")
@@ -213,16 +212,16 @@ class EvaluationSpec:
 
 @dataclass(frozen=True, slots=True)
 class AccuracySpec:
-    """The gate: what the quantized model must keep.
+    """The gate: how much accuracy the quantized model may lose, and how fast it must be.
 
     Attributes:
-        min_cosine: Gate: the smallest cosine allowed for any output.
-        max_drop: Gate: how many points of the metric may be lost: hundredths of its scale from 0 to 1.
+        min_cosine: Gate: lowest cosine similarity allowed for any output.
+        max_drop: Gate: largest drop of the metric allowed, in percentage points.
         metric: Gate: top-1, top-5, or script.py:function. The function is called once with (outputs, labels)
-            of all samples, joined along their first axis, the labels None if there are none, and returns 0 to
-            1, the higher the better.
-        min_speedup: Gate: how many times as fast as the float model or engine the built one must be here,
-            such as 1.05, beyond the noise of the measurement. None: speed is not judged.
+            of all samples, concatenated on the first axis; labels is None if there are none. It returns 0 to
+            1, higher is better.
+        min_speedup: Gate: required speed-up over the float model or engine on this machine, such as 1.05,
+            beyond measurement noise. None: speed is not checked.
     """
 
     min_cosine: float = setting(0.99)
@@ -259,8 +258,8 @@ class LayerSpec:
     Attributes:
         skip: Do not quantize nodes whose names match (repeatable; adds to model.toml).
         keep_fp32: Keep nodes whose names match in FP32 (repeatable; adds to model.toml).
-        force: Quantize nodes whose names match even where trtq finds INT8 not worth it (repeatable; adds to
-            model.toml).
+        force: Quantize nodes whose names match even if a rule says that INT8 does not pay (repeatable; adds
+            to model.toml).
     """
 
     skip: tuple[str, ...] = setting((), metavar="REGEX")
@@ -280,9 +279,8 @@ class OperatorSpec:
     """Libraries with operators that neither ONNX nor TensorRT has. Their code runs when they are loaded.
 
     Attributes:
-        plugins: A library of TensorRT plugins, which the builder and the engine load (repeatable).
-        ort_custom_ops: A library of ONNX Runtime custom operators, to calibrate and compare with
-            (repeatable).
+        plugins: TensorRT plugin library, to build and run the engine (repeatable).
+        ort_custom_ops: ONNX Runtime custom operator library, to calibrate and compare (repeatable).
     """
 
     plugins: tuple[str, ...] = setting((), metavar="LIB.so")
@@ -291,13 +289,13 @@ class OperatorSpec:
 
 @dataclass(frozen=True, slots=True)
 class ModelSpec:
-    """What is known of a model: profiles, preprocessing, data, kept layers, tolerances.
+    """The settings of a model: profiles, preprocessing, data, layers kept in float, tolerances.
 
     Attributes:
         inputs: The profile of each dynamic input.
-        preprocess: How pictures are prepared.
+        preprocess: How images are preprocessed.
         calibration: The data, and how ranges are estimated from it.
-        quantization: How the model is quantized, beside the ranges.
+        quantization: How the model is quantized, apart from the ranges.
         evaluation: What the result is compared on.
         accuracy: The gate.
         layers: Which layers keep a higher precision, or do not.

@@ -62,9 +62,9 @@ class ExportOptions:
 
     def __post_init__(self) -> None:
         if self.task not in (None, *TASKS):
-            raise UsageError(f"there is no task {self.task!r}; take {', '.join(TASKS)}")
+            raise UsageError(f"there is no task {self.task!r}; use {', '.join(TASKS)}")
         if self.family is not None and self.family not in FAMILIES:
-            raise UsageError(f"there is no family {self.family!r}; take {', '.join(FAMILIES)}")
+            raise UsageError(f"there is no family {self.family!r}; use {', '.join(FAMILIES)}")
         names = [item.name for item in self.inputs]
         if twice := [name for name in names if names.count(name) > 1]:
             raise UsageError(

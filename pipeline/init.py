@@ -45,7 +45,7 @@ _SECTIONS = {
     "layers": "Which layers keep a higher precision: regular expressions searched in node names.",
     "quantization": "How the model is quantized.",
 }
-_PICTURES = "How pictures of a folder become the input. Wrong numbers ruin ranges and accuracy unseen."
+_PICTURES = "How image files become the input. Wrong numbers silently ruin the accuracy."
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +124,7 @@ def init(
     """
     clues = clues or find_clues(model)
     if preset is not None and preset not in PRESETS:
-        raise UsageError(f"there is no preset {preset!r}; take {', '.join(PRESETS)}")
+        raise UsageError(f"there is no preset {preset!r}; use {', '.join(PRESETS)}")
     name, known = preset or clues.preset, spec or ModelSpec()
     found = _describe(clues, name)
     steps = known.preprocess if known.preprocess != ModelSpec().preprocess else found.preprocess
@@ -178,9 +178,7 @@ def _guess(graph: Graph) -> tuple[str, str]:
         tokens = [item.name for item in graph.inputs if item.name.endswith(("_ids", "_mask"))]
         is_text = bool(tokens) and all(item.dtype.startswith("int") for item in graph.inputs)
         return (
-            ("bert", f"its inputs are {', '.join(tokens)}")
-            if is_text
-            else (ARRAYS, "no input takes pictures")
+            ("bert", f"its inputs are {', '.join(tokens)}") if is_text else (ARRAYS, "no input takes images")
         )
     if (top := find_top(graph.model)) is not None:
         return ("pixels" if top > 1 else "unit"), f"it normalizes values up to {top:g} itself"
@@ -191,7 +189,7 @@ def _guess(graph: Graph) -> tuple[str, str]:
         return "clip", f"its outputs are {', '.join(outputs)} of {graph.path.name}"
     if "vit" in text:
         return "vit", f"its name is {graph.path.name}"
-    return "imagenet", f"{picture.name!r} takes pictures, and nothing shows which: look at the numbers"
+    return "imagenet", f"{picture.name!r} takes images, and nothing shows which: look at the numbers"
 
 
 def _describe(clues: Clues, preset: str) -> ModelSpec:
@@ -207,8 +205,8 @@ def _describe(clues: Clues, preset: str) -> ModelSpec:
     if picture is None:
         shapes = ", ".join(map(str, inputs))
         raise UsageError(
-            f"the preset {preset} is for pictures, and no input of {clues.graph.path} takes them: {shapes}; "
-            f"take --preset {ARRAYS}"
+            f"the preset {preset} is for images, and no input of {clues.graph.path} takes them: "
+            f"{shapes}; use --preset {ARRAYS}"
         )
     return _describe_pictures(clues, preset, picture)
 
@@ -226,7 +224,7 @@ def _describe_pictures(clues: Clues, preset: str, picture: TensorSpec) -> ModelS
 
 
 def _read_processor(path: Path) -> Preprocess:
-    with refuse_damage(UsageError, f"{path} cannot be read; move it away, or mend it"):
+    with refuse_damage(UsageError, f"{path} cannot be read; move it away, or fix it"):
         return describe_processor(json.loads(path.read_bytes()))
 
 

@@ -87,8 +87,8 @@ def run(
         batches = _open_data(engine, data).first(samples)
         if batches.left_out and samples is None:
             watcher.warn(
-                f"the last {format_count(batches.left_out, 'sample')} of {data} fill no batch of the model's "
-                f"fixed size and are not run"
+                f"the last {format_count(batches.left_out, 'sample')} of {data} do not fill a batch of "
+                "the model's fixed size and are not run"
             )
         watcher.stage("Running", batches.num_samples)
         outputs, count = _collect(engine, batches, watcher)

@@ -100,7 +100,7 @@ def sensitivity(
     graph, spec, target, placement = subject.graph, subject.spec, subject.target, subject.placement
     path = Path(output or model.with_suffix(".sensitivity.json"))
     if not placement.quantized:
-        raise ModelError(f"{graph.path} has no layer that is quantized; `trtq inspect --placement` tells why")
+        raise ModelError(f"{graph.path} has no layer that is quantized; `trtq inspect --placement` shows why")
     calibration = None
     if subject.ranges is None or spec.evaluation.data is None:
         calibration = open_calibration_data(graph, spec, target, random_data=random_data)
@@ -266,10 +266,10 @@ def _earlier(path: Path, start: Sensitivity, watcher: Watcher) -> Sensitivity:
         return start
     found = read_sensitivity(path)  # refuses to write over anything else
     if not start.key:
-        watcher.note(f"{path} is written anew: nobody can tell whether a script still does the same")
+        watcher.note(f"{path} is rewritten, because a script may have changed")
         return start
     if found.key != start.key:
-        watcher.note(f"{path} is of another model, data or settings, and is written anew")
+        watcher.note(f"{path} is of another model, data or settings, and is rewritten")
         return start
     watcher.note(
         f"{path} holds all {found.num_layers} layers: nothing has changed"

@@ -204,7 +204,8 @@ def test_workers_are_named_in_words() -> None:
     assert find_workers("ray://head:10001") == Ray("ray://head:10001")
     for text in ("processes:0", "processes:x", "processes:\N{SUPERSCRIPT TWO}", "threads:2", "dask"):
         with pytest.raises(
-            UsageError, match=rf"^'{text}' are no workers; take threads, processes, processes:N,"
+            UsageError,
+            match=rf"^'{text}' is not a valid --workers value; use threads, processes, processes:N,",
         ):
             find_workers(text)
     with pytest.raises(

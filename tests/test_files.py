@@ -122,7 +122,7 @@ def test_nothing_is_written_into_a_folder_that_is_read(tmp_path: Path) -> None:
     (tmp_path / "feeds" / "more").mkdir(parents=True)
     for place in ("feeds", "feeds/more"):
         with pytest.raises(
-            ArtifactError, match=r"would lie in .*feeds, which is read by this command; choose"
+            ArtifactError, match=r"would be inside .*feeds, which is read by this command; choose"
         ):
             check_output(tmp_path / place / "a.npz", tmp_path / "feeds")
     check_output(tmp_path / "feeds.npz", tmp_path / "feeds")

@@ -168,7 +168,7 @@ for module in (workers, concurrent.futures.process):
 
 
 def test_a_process_that_dies_is_told() -> None:
-    with pytest.raises(WorkerError, match=r"has died, perhaps for lack of memory; take fewer with --workers"):
+    with pytest.raises(WorkerError, match=r"has died, perhaps for lack of memory; use fewer with --workers"):
         list(Processes(1).map(os._exit, [3]))
 
 

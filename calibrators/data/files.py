@@ -221,7 +221,7 @@ def expand_braces(source: str) -> Iterator[str]:
     parts = _BRACES.split(source)  # text, first, last, words; text, ...
     choices = [_list_choices(*parts[index : index + 3]) for index in range(1, len(parts), 4)]
     if math.prod(map(len, choices)) > _MOST_NAMES:
-        raise DataError(f"{source} stands for more than {_MOST_NAMES:,} names; take fewer at a time")
+        raise DataError(f"{source} stands for more than {_MOST_NAMES:,} names; use fewer at a time")
     for chosen in product(*choices):
         yield "".join(text + choice for text, choice in zip(parts[::4], (*chosen, ""), strict=True))
 

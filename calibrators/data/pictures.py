@@ -45,9 +45,9 @@ class PictureInput:
         is_open = self.size is None and not self.steps.resize and not self.steps.crop
         if is_open and batch_size > 1:
             raise DataError(
-                f"the model leaves the size of {self.spec.name!r} {show_shape(self.spec.shape)} open; set "
-                f"`resize` in [preprocess] of model.toml so that pictures fit into batches, or use a batch "
-                f"size of 1"
+                f"the model leaves the size of {self.spec.name!r} {show_shape(self.spec.shape)} open; "
+                "set `resize` in [preprocess] of model.toml so that images fit into batches, or use a "
+                "batch size of 1"
             )
 
     def read(self, stream: IO[bytes], name: str) -> NDArray[Any]:

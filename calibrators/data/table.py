@@ -127,7 +127,7 @@ def _read_rows(file: StoredFile, wanted: Wanted, steps: Preprocess) -> Iterator[
             columns = _match_columns(file.name, batches.schema.names, wanted)
         yield from _read_batches(file.name, batches, columns, wanted, steps)
         if find_suffix(file) not in PARQUET_SUFFIXES and stream.read(1):
-            raise ValueError("there is more behind the stream; save each stream alone")
+            raise ValueError("there is more data after the stream; save each stream alone")
 
 
 def _match_columns(source: str, held: Sequence[str], wanted: Wanted) -> Mapping[str, str]:
@@ -192,9 +192,7 @@ def _read_picture(cell: Any, where: str, taken: PictureInput) -> NDArray[Any]:
     value = cell[0].as_py()
     content = value.get("bytes") if isinstance(value, dict) else value
     if content is None:
-        raise DataError(
-            f"{where} has the path of a picture without its bytes; save the data with the pictures"
-        )
+        raise DataError(f"{where} has the path of an image without its bytes; save the data with the images")
     return taken.read(io.BytesIO(content), where)
 
 

@@ -119,7 +119,7 @@ def _read_members(archive: tarfile.TarFile, content: IO[bytes], name: str) -> It
         yield _Member(str(path.with_name(key)), rest, member.read())
     while block := content.read(_BLOCK_BYTES):  # to the end, where the checksum of what is compressed stands
         if block.strip(b"\0"):
-            raise DataError(f"{name} holds more behind the end of the archive; give each archive alone")
+            raise DataError(f"{name} has more data after the end of the archive; give each archive alone")
 
 
 def _make_sample(source: str, members: Iterable[_Member], wanted: Wanted, steps: Preprocess) -> Sample:

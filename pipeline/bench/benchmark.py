@@ -354,7 +354,7 @@ def _count_int8_layers(item: Runnable) -> Int8Layers | None:
 
 def _notes(items: Sequence[Runnable], measured: Sequence[Timing], here: Machine) -> Iterator[str]:
     """Yields what the figures mean: on a CPU they say little of a GPU."""
-    has = here.int8 or "no instructions for sums of INT8 products"
+    has = here.int8 or "no INT8 dot-product instructions"
     devices = {result.name: result.device for result in measured}
     for item, result in zip(items, measured, strict=True):
         if result.layers is not None and result.layers.quantized:
@@ -388,4 +388,4 @@ def _warnings(measured: Sequence[Timing], during: Conditions) -> Iterator[str]:
     yield from list_disturbances(during)
     for result in measured:
         if result.spread > _SPREAD:
-            yield f"{result.name}: its rounds differ by {result.spread:.0%}; the machine is not at rest"
+            yield f"{result.name}: its rounds differ by {result.spread:.0%}; the machine is busy"

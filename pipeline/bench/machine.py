@@ -170,21 +170,21 @@ def list_disturbances(during: Conditions) -> Iterator[str]:
     """Yields what went on that makes a measurement doubtful."""
     if (during.others_share or 0) > _BUSY:
         share = f"{during.others_share:.0%}"
-        yield f"other processes used {share} of the processor meanwhile; stop them and measure again"
+        yield f"other processes used {share} of the CPU meanwhile; stop them and measure again"
     if (during.stolen_share or 0) > _STOLEN:
-        yield f"other virtual machines took {during.stolen_share:.0%} of the processor meanwhile"
+        yield f"other virtual machines took {during.stolen_share:.0%} of the CPU meanwhile"
     for reason in during.throttled:
         yield f"throttled: {reason}"
 
 
 def _throttled(before: MachineSample, after: MachineSample, gpus: Sequence[_Gpu]) -> Iterable[str]:
     if after.throttles > before.throttles:
-        yield f"the processor was too hot {after.throttles - before.throttles} times"
+        yield f"the CPU was throttled {after.throttles - before.throttles} times"
     reasons = 0
     for gpu in gpus:
         reasons |= gpu.reasons & ~_IDLE_REASONS
     if reasons:
-        yield f"the GPU's clock was held down (NVML's reasons {reasons:#x}; see nvidia-smi -q -d PERFORMANCE)"
+        yield f"the GPU was throttled (NVML's reasons {reasons:#x}; see nvidia-smi -q -d PERFORMANCE)"
 
 
 def _share(before_s: float | None, after_s: float | None, all_s: float, less_s: float = 0.0) -> float | None:

@@ -143,7 +143,7 @@ class TimedProcess:
             self._errors.seek(0)
             words = " ".join(self._errors.read().split())[-600:] or "none"
             raise ArtifactError(
-                f"{self._path} cannot be measured, its process {how}; its last words: {words}"
+                f"{self._path} cannot be measured, its process {how}; its last output: {words}"
             )
         answer: dict[str, Any] = json.loads(line)
         raise_error(answer)

@@ -189,7 +189,9 @@ class _Collector:
         is_open = any(item.shape and not isinstance(item.shape[0], int) for item in inputs)
         if batch is not None and not is_open and batch not in [item.shape[0] for item in fixed]:
             listed = ", ".join(f"{item.name!r} is {show_shape(item.shape)}" for item in fixed)
-            raise UsageError(f"--batch {batch} cannot be: no first axis is open; {listed or 'there is none'}")
+            raise UsageError(
+                f"--batch {batch} cannot be: no first axis is dynamic; {listed or 'there is none'}"
+            )
 
     def _refuse_unused(self) -> None:
         """Refuses inputs that are asked for where no model says what they are."""
@@ -200,8 +202,8 @@ class _Collector:
         }
         if unused := [name for name, value in given.items() if value]:
             raise UsageError(
-                f"{unused[0]} is of no use with engines alone, which run at the usual shapes of their "
-                f"profiles; give the build folder, or an .onnx file too"
+                f"{unused[0]} has no effect with engines alone, which run at the usual shapes of their "
+                "profiles; give the build folder, or an .onnx file too"
             )
 
     def _add_folder(self, folder: Path, prefix: str) -> None:

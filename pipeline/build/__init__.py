@@ -290,8 +290,8 @@ def _judge(job: Job, comparison: Comparison | None) -> Verdict:
     if verdict.outcome != "pass" or not job.is_as_given or job.spec.evaluation.reference is not None:
         return verdict
     reason = (
-        "the model came quantized and was compared with itself, which does not tell what quantizing it cost; "
-        "give the float model with --reference"
+        "the model was already quantized and was compared with itself, which does not show what "
+        "quantization cost; give the float model with --reference"
     )
     return Verdict("unverified", (reason,))
 

@@ -143,7 +143,7 @@ def _sort_options(options: Mapping[str, Any]) -> tuple[_Changes, dict[str, Any]]
             changes.setdefault(settings, {})[field] = _convert(name, value, kind, splits=splits)
         else:
             near = get_close_matches(name, [*known, *_SHAPES, *parameters], 3)
-            meant = f"did you mean {' or '.join(near)}?" if near else "take those of `trtq build --help`"
+            meant = f"did you mean {' or '.join(near)}?" if near else "use those of `trtq build --help`"
             raise UsageError(f"build has no option {name!r}; {meant}")
     return changes, shapes
 

@@ -48,7 +48,7 @@ def build_engine(
 ) -> EngineBuild:
     """Returns what was built; writes the plan, and the calibration cache where TensorRT calibrated."""
     if earlier is not None and "engine" in earlier.same:
-        log.note("model and settings are unchanged: the engine of the earlier build is used again")
+        log.note("model and settings are unchanged: reusing the engine of the earlier build")
         log.reused.append("engine")
         names = (ENGINE, *((CACHE,) if job.is_implicit else ()))
         earlier.copy([name for name in names if name in earlier.manifest.outputs], stage)

@@ -150,8 +150,9 @@ def _describe(
     )
     if attempts > 1:
         done += (
-            f"; the first choice failed on the data held back, which then decided how many more to "
-            f"{'raise' if words else 'keep'}, in {attempts} attempts: it is no longer wholly independent"
+            "; the first choice failed on the held-out data, which then decided how many more to "
+            f"{'raise' if words else 'keep'}, in {attempts} attempts: it is no longer wholly "
+            "independent"
         )
     if verdict.outcome == "fail":
         return f"the gate still fails: {done}; {'; '.join(verdict.reasons)}"

@@ -46,7 +46,7 @@ from trtq.pipeline.quantize.weights import (
 )
 from trtq.progress import Silent, Watcher
 
-_NO_DATA = "no data was given to quantize it; the model comes with Q/DQ in other layers"
+_NO_DATA = "no data was given to quantize it; the model already has Q/DQ in other layers"
 _HALF = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 _HALF_OPSET = 19
 """The first whose Q/DQ have scales in FP16."""
@@ -122,8 +122,9 @@ def _refuse_passed_inputs(graph: Graph) -> None:
     for value in graph.model.graph.outputs:
         if value.is_graph_input():
             raise ModelError(
-                f"output {value.name!r} is an input of the model too, and the tensors of an engine have "
-                f"names of their own; take it off the outputs, or export it with an Identity behind the input"
+                f"output {value.name!r} is an input of the model too, and the tensors of an engine "
+                "have names of their own; remove it from the outputs, or export it with an Identity "
+                "after the input"
             )
 
 
@@ -164,9 +165,9 @@ def complete_job(job: Job, watcher: Watcher, *, random_data: bool) -> Job:
         refuse_other_formats(job.graph, target, placement)
     refuse_nothing_in_products(job.graph, job.spec, target, placement)
     if target.weights is not None and not placement.has_few_bits:
-        watcher.warn("no weight can be stored in fewer bits; the report tells why")
+        watcher.warn("no weight can be stored in fewer bits; the report says why")
     if not (job.has_given or placement.layers) and target.form is not None and target.weights is None:
-        watcher.warn("no layer can be quantized; the report tells why")
+        watcher.warn("no layer can be quantized; the report says why")
     opset = max(_HALF_OPSET if _has_halves(job.graph) else 13, placement.min_opset)
     job = add_other_formats(replace(job, graph=raise_opset(job.graph, opset)))
     job = _with_reference(_with_data(job, watcher, random_data=random_data))
@@ -278,9 +279,9 @@ def _take_given(job: Job, watcher: Watcher, *, has_data: bool) -> Job:
     needs_data = any(not encoding.is_dynamic for _, encoding in placement.encodings)
     if target.form is not None and target.weights is None and needs_data and not has_data:
         watcher.warn(
-            f"the model comes with Q/DQ, and {len(placement.quantized)} more layers could be quantized, such "
-            f"as {placement.quantized[0].name!r}; no data is there to do it with, so it is built as it is; "
-            f"give --calib-data"
+            f"the model already has Q/DQ, and {len(placement.quantized)} more layers could be "
+            f"quantized, such as {placement.quantized[0].name!r}; no data is there to do it with, so "
+            "it is built as it is; give --calib-data"
         )
         names = (node.name for node in placement.quantized)
         return replace(job, graph=graph, kept={**job.kept, **dict.fromkeys(names, _NO_DATA)})
@@ -314,6 +315,6 @@ def refuse_inputs_in(folder: Path, *sources: Path | str | None) -> None:
     for source in sources:
         if source is not None and folder.resolve() in Path(source).resolve().parents:
             raise UsageError(
-                f"{source} lies in the output folder {folder}, which is replaced as a whole; "
-                f"choose another folder with --output"
+                f"{source} is inside the output folder {folder}, which is replaced as a whole; choose "
+                "another folder with --output"
             )

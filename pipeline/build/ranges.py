@@ -51,7 +51,7 @@ def find_ranges(job: Job, earlier: EarlierBuild | None, log: Log) -> JobRanges:
 def _reuse(earlier: EarlierBuild | None, log: Log) -> JobRanges | None:
     if earlier is None or "ranges" not in earlier.same or RANGES not in earlier.manifest.outputs:
         return None
-    log.note("model, data and method are unchanged: the ranges of the earlier build are used again")
+    log.note("model, data and method are unchanged: reusing the ranges of the earlier build")
     log.reused.append("ranges")
     ranges, report = read_ranges(earlier.folder / RANGES), earlier.report
     return JobRanges(ranges, report.calibration, report.repairs, earlier.seen)

@@ -117,8 +117,8 @@ def take_shared(job: Job, shared: SharedRanges | None, log: Log) -> JobRanges | 
         return None
     if shared.key != make_shared_key(job):
         log.warn(
-            "this build needs ranges of its own, since what it quantizes or its settings differ from those "
-            "of the other kinds of machines: its quantized model is another one than theirs"
+            "this build is calibrated separately, because it quantizes other layers or has other "
+            "settings than the other kinds of machines: its quantized model differs from theirs"
         )
         return None
     for text in shared.notes:

@@ -120,9 +120,9 @@ def refuse_homeless(job: CommandJob, nodes: Sequence[Node], cpus: int) -> None:
         wanted = " and ".join(job.resources)
         asked = ", ".join(f'"{name}": 1' for name in job.resources)
         raise UsageError(
-            f"{job.name} is for a machine with {wanted}, which no machine of the cluster has; there are: "
-            f"{_list_kinds(nodes)}; start one with ray start --resources='{{{asked}}}', or, if the cluster "
-            f"starts machines when they are asked for, add --autoscaling"
+            f"{job.name} is for a machine with {wanted}, which no machine of the cluster has; there "
+            f"are: {_list_kinds(nodes)}; start one with ray start --resources='{{{asked}}}', or, if "
+            "the cluster starts nodes on demand, add --autoscaling"
         )
     advice = "memory = in the file if that is too high an estimate, or fewer --worker-cpus"
     refuse_too_large(job.name, ours, cpus, job.memory_bytes, advice)
@@ -244,7 +244,7 @@ class _Work:
         except ray.exceptions.RayError as error:
             if self.tries[number] > RETRIES:
                 return _fail(f"the cluster has lost {job.name} for good: {quote(error)}; see `ray status`")
-            self.note(f"{job.name}: its worker or machine is gone; it is begun again elsewhere")
+            self.note(f"{job.name}: its worker or machine is gone; it is started again elsewhere")
             self.waiting.append(number)
             return None
         return _check_result(job, outcome)
@@ -338,7 +338,7 @@ def refuse_unseen(probe: Path, machine: str) -> None:
     """
     if not is_file(probe):
         raise ArtifactError(
-            f"the machine {machine} of the cluster does not see the folder {probe.parent} as it is here; the "
-            f"file, the models, the data and the outputs must lie on a file system that all machines see, by "
-            f"the same paths"
+            f"the machine {machine} of the cluster does not see the folder {probe.parent} as it is "
+            "here; the file, the models, the data and the outputs must be on a file system that all "
+            "machines see under the same paths"
         )

@@ -59,11 +59,11 @@ def _find_cause(report: Report) -> Advice | None:
     """Returns what to do about a cause that the report names, or that the layers are not."""
     told = " ".join(report.reasons)
     if "accuracy" not in report.failed_gates:
-        return Advice("what each layer costs in time", command=("trtq", "bench", report.output, "--layers"))
+        return Advice("measures the time of each layer", command=("trtq", "bench", report.output, "--layers"))
     if "quantization is not the cause" in told:
-        return Advice("FP16 alone is as far off", ("--high-precision", "fp32"), drops=("--fp16",))
-    if "the repairs that round anew" in told:
-        return Advice("how the file itself differs", command=("trtq", "lint", report.model))
+        return Advice("FP16 alone is just as bad", ("--high-precision", "fp32"), drops=("--fp16",))
+    if "the repairs that round again" in told:
+        return Advice("shows how the file is repaired", command=("trtq", "lint", report.model))
     if report.precision == "fp16":
         return Advice("keeps the layers in FP32 where FP16 loses too much", ("--keep-fp32", "REGEX"))
     if report.weights is not None and not report.is_quantized:
@@ -75,10 +75,10 @@ def _find_cause(report: Report) -> Advice | None:
 
 def _advise_weights(weights: WeightsReport) -> Advice | None:
     if weights.format == "int4" and weights.method not in ("gptq", "awq") and not weights.also:
-        return Advice("rounds by what the data shows, given with --calib-data", ("--weight-method", "gptq"))
+        return Advice("GPTQ rounds using the data of --calib-data", ("--weight-method", "gptq"))
     if weights.format not in ("int4", "nf4"):
         return None
-    return Advice("more bits a weight", ("--weights", "int8"), drops=_OF_FOUR_BITS)
+    return Advice("more bits per weight", ("--weights", "int8"), drops=_OF_FOUR_BITS)
 
 
 def _advise_search(report: Report) -> Advice | None:
@@ -87,15 +87,15 @@ def _advise_search(report: Report) -> Advice | None:
     if seen is None or not report.is_quantized:
         return None
     if seen.samples < _FEW_SAMPLES:
-        found = f"the ranges come from {format_count(seen.samples, 'sample')}; a few hundred show more"
+        found = f"calibrated on {format_count(seen.samples, 'sample')} only; use a few hundred"
         return Advice(found, ("--calib-data", "MORE_DATA"), drops=("--calib-samples",))
     was_tried = any(note.startswith(NO_REPAIR_TRIED) for note in report.notes)
     if report.repairs is None and not was_tried:
         tried = ("--repair", "auto", "--effort", "balanced")
-        return Advice("no repair and no other range was tried", tried, drops=("--repair",))
+        return Advice("tries repairs and other calibration methods", tried, drops=("--repair",))
     if report.auto is None:
-        return Advice("keeps the cheapest layers float until the gate holds", ("--auto",))
-    return Advice("what each layer costs", command=("trtq", "sensitivity", report.output))
+        return Advice("keeps layers in float until the gate passes", ("--auto",))
+    return Advice("measures the accuracy cost of each layer", command=("trtq", "sensitivity", report.output))
 
 
 def _advise_proof(report: Report) -> Advice | None:
@@ -108,9 +108,9 @@ def _advise_proof(report: Report) -> Advice | None:
     if report.calibration is not None and report.calibration.random:
         return None  # the reason says it, and an option more would contradict --random-data
     if report.evaluated_samples <= 1 and "cannot run" not in told:
-        return Advice("samples to compare on", ("--eval-data", "DATA"))
+        return Advice("gives data to compare on", ("--eval-data", "DATA"))
     return None
 
 
 def _explain_floats(report: Report) -> Advice:
-    return Advice("why layers stay float", command=("trtq", "inspect", report.model, "--placement"))
+    return Advice("shows why layers stay in float", command=("trtq", "inspect", report.model, "--placement"))

@@ -61,7 +61,7 @@ def read_picture_size(spec: TensorSpec, steps: Preprocess, usual: Sequence[int])
     shape = [dim if isinstance(dim, int) else (usual or [0] * 8)[at] for at, dim in enumerate(spec.shape)]
     shown = f"{spec.name!r} is {spec.dtype} {show_shape(spec.shape)}"
     if spec.dtype != "float32" or len(shape) != 4:
-        raise ArtifactError(f"{shown}; nvinfer feeds pictures as float32 with four axes")
+        raise ArtifactError(f"{shown}; nvinfer feeds images as float32 with four axes")
     order = (1, 2, 3) if steps.layout == "NCHW" else (3, 1, 2)
     channels, height, width = (shape[at] for at in order)
     if channels != (1 if steps.channels == "L" else 3):
@@ -70,11 +70,11 @@ def read_picture_size(spec: TensorSpec, steps: Preprocess, usual: Sequence[int])
             f"{steps.channels}; build with --layout and --channels as of the model"
         )
     if height < 1 or width < 1:
-        raise ArtifactError(f"{shown}: its height and width are open, and the build names none")
+        raise ArtifactError(f"{shown}: its height and width are dynamic, and the build names none")
     if steps.layout == "NHWC" and not all(isinstance(dim, int) for dim in spec.shape[1:]):
         raise ArtifactError(
-            f"{shown}: its height and width are open, and nvinfer sets them (infer-dims) as C;H;W alone; fix "
-            f"them in the model"
+            f"{shown}: its height and width are dynamic, and nvinfer sets them (infer-dims) as C;H;W "
+            "alone; fix them in the model"
         )
     return channels, height, width
 
@@ -103,11 +103,11 @@ def list_picture_differences(steps: Preprocess, size: tuple[int, int, int]) -> l
     """Returns in which ways nvinfer cuts a frame otherwise than the pictures of the build were."""
     found = []
     if steps.resize_mode == "letterbox":
-        found.append("nvinfer pads with black, and the pictures of the build were padded with grey (114)")
+        found.append("nvinfer pads with black, and the images of the build were padded with grey (114)")
     if steps.crop or steps.resize_mode == "short-side":
         found.append(
-            f"nvinfer stretches the whole frame to {size[1]}x{size[2]}, and the pictures of the build were "
-            f"cropped"
+            f"nvinfer stretches the whole frame to {size[1]}x{size[2]}, and the images of the build "
+            "were cropped"
         )
     return found
 

@@ -62,7 +62,7 @@ def read_whole_manifest(folder: Path, *, key: Path | str | None = None) -> Manif
     manifest = parse_manifest(content, folder / NAME)
     if not is_whole(content):
         raise ArtifactError(
-            f"{folder / NAME} is not the file that was written: its own SHA-256 is another; build again"
+            f"{folder / NAME} is not the file that was written: its own SHA-256 does not match; build again"
         )
     return manifest
 
@@ -91,7 +91,7 @@ def refuse_changed(folder: Path, manifest: Manifest, *names: str) -> None:
         path = folder / name
         if not path.is_file() or hash_file(path) != manifest.outputs.get(name):
             raise ArtifactError(
-                f"{path} is not the file that was built: its SHA-256 is not that of the manifest; build again"
+                f"{path} is not the file that was built: its SHA-256 does not match the manifest; build again"
             )
 
 

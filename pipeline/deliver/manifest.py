@@ -92,7 +92,7 @@ def read_content(folder: Path) -> bytes:
         return (folder / NAME).read_bytes()
     except OSError as error:
         raise ArtifactError(
-            f"{folder} is no build folder: cannot read {folder / NAME}: {error.strerror}"
+            f"{folder} is not a build folder: cannot read {folder / NAME}: {error.strerror}"
         ) from error
 
 
@@ -104,7 +104,7 @@ def parse_manifest(content: bytes, path: Path) -> Manifest:
     """
     manifest = FILE.decode(content, path)
     if foreign := [name for name in manifest.outputs if not _is_inside(name)]:
-        raise ArtifactError(f"{path} names {foreign[0]!r}, which is no file of its folder; build again")
+        raise ArtifactError(f"{path} names {foreign[0]!r}, which is not a file of its folder; build again")
     return manifest
 
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 _ED25519 = "cryptography.hazmat.primitives.asymmetric.ed25519"
 _MAKE = "make one with: openssl genpkey -algorithm ed25519 -out private.pem"
-_DERIVE = "take its other half: openssl pkey -in private.pem -pubout -out public.pem"
+_DERIVE = "derive it with: openssl pkey -in private.pem -pubout -out public.pem"
 
 
 def read_private_key(path: Path) -> Ed25519PrivateKey:
@@ -57,7 +57,7 @@ def _parse_key(path: Path, content: bytes, kind: Literal["private", "public"], r
     except TypeError as error:  # the library's word for a key that is encrypted
         raise UsageError(f"the key {path} asks for a passphrase; give one without") from error
     except (ValueError, _exceptions().UnsupportedAlgorithm) as error:
-        raise UsageError(f"{path} is no {kind} key in PEM; {remedy}") from error
+        raise UsageError(f"{path} is not a {kind} key in PEM; {remedy}") from error
     if not isinstance(key, getattr(importlib.import_module(_ED25519), f"Ed25519{kind.title()}Key")):
         raise UsageError(f"the key {path} is not an Ed25519 key; {_MAKE}")
     return key

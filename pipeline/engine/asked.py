@@ -17,23 +17,23 @@ class Formats:
 
     Attributes:
         int8: Build an INT8 engine (the default without --weights).
-        fp8: Build an FP8 engine (E4M3), for GPUs of compute capability 8.9 and newer.
-        nvfp4: Build an NVFP4 engine, for GPUs of compute capability 12.0 and newer: MatMul and Gemm in FP4
-            blocks of 16, other layers in FP8.
-        fp16: Build the FP16 engine alone; with --int8 it changes nothing.
-        weights: Store weights in fewer bits. Activations stay float, unless --int8 is given too: then
-            convolutions and large products are INT8, and the other weights are stored in this format.
-        weight_method: For int4: round to nearest, clip for the least error, GPTQ or AWQ, which need data.
-            None: mse.
-        w4a8: Store the weights of MatMul and Gemm as INT4 blocks and compute with INT8 activations (with
-            --fp8: FP8): each run turns the weights into 8 bits. Convolutions are INT8.
-        block_size: For int4 and nf4: elements for each scale. A weight that it does not divide gets a half, a
-            quarter and so on, down to 16. None: 64.
+        fp8: Build an FP8 engine (E4M3), for compute capability 8.9 and newer.
+        nvfp4: Build an NVFP4 engine, for compute capability 12.0 and newer: MatMul and Gemm in FP4 blocks of
+            16, other layers in FP8.
+        fp16: Build an FP16 engine, without quantization; no effect with --int8.
+        weights: Weight-only quantization: store weights in this format and keep activations in float. With
+            --int8, convolutions and large matrix multiplications are INT8, and only the other weights are
+            stored in this format.
+        weight_method: For int4: round to nearest, clip for the smallest squared error, GPTQ or AWQ; the last
+            two need data. None: mse.
+        w4a8: Store MatMul and Gemm weights as INT4 blocks and compute with INT8 activations (with --fp8:
+            FP8). Each run expands the weights to 8 bits. Convolutions are INT8.
+        block_size: For int4 and nf4: weights per scale. If it does not divide a weight's inputs, half of it
+            is tried, and so on, down to 16. None: 64.
         double_quant: For nf4: store the scales in 8 bits.
-        quantize_sensitive: Also store the weights of lm_head, proj_out, norm_out and classifier heads in
-            fewer bits.
-        weights_for: Store the weights that match, by their names or those of nodes, in another format than
-            that of --weights (repeatable; the first that matches holds).
+        quantize_sensitive: Also quantize the weights of lm_head, proj_out, norm_out and classifier heads.
+        weights_for: Store weights whose name or node name matches in this format instead of that of --weights
+            (repeatable; the first match applies).
     """
 
     int8: bool = setting(False)

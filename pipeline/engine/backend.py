@@ -28,11 +28,11 @@ class BuilderOptions:
     """How the builder works.
 
     Attributes:
-        timing_cache: A file of TensorRT's kernel timings, which is read and added to. Several builds may
-            share it.
+        timing_cache: File to load TensorRT's kernel timings from and save them to. Several builds may share
+            it.
         optimization_level: 0 builds fastest; 5 gives the fastest engine. None: the builder's, 3.
-        hardware_compatibility: Other GPUs on which a TensorRT engine must run too.
-        version_compatible: Let later TensorRT versions of the same major version load the engine.
+        hardware_compatibility: Other GPUs that the TensorRT engine must also run on.
+        version_compatible: Let later TensorRT releases of the same major version load the engine.
     """
 
     timing_cache: Path | None = setting(None)

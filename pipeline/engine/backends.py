@@ -35,7 +35,7 @@ def choose_backend(name: str) -> Backend:
             )
         return BACKENDS[found]
     if name not in BACKENDS:
-        raise UsageError(f"there is no backend {name!r}; take auto, {', '.join(BACKENDS)}")
+        raise UsageError(f"there is no backend {name!r}; use auto, {', '.join(BACKENDS)}")
     if reason := BACKENDS[name].why_not():
         raise MissingDependency(f"backend {name}: {reason}")
     return BACKENDS[name]

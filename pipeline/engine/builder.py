@@ -139,7 +139,7 @@ def _set_options(trt: ModuleType, config: tensorrt.IBuilderConfig, request: Mapp
         levels = getattr(trt, "HardwareCompatibilityLevel", None)
         if not hasattr(levels, wanted):
             option = f"hardware compatibility {request['hardware_compatibility']}"
-            raise UsageError(f"{request['product']} has no {option}; leave it out, or take a newer TensorRT")
+            raise UsageError(f"{request['product']} has no {option}; leave it out, or use a newer TensorRT")
         config.hardware_compatibility_level = getattr(levels, wanted)
 
 

@@ -47,7 +47,7 @@ def measure_coverage(
         elif built.kernels:
             runs_as, reason = (
                 "none",
-                "no kernel bears its name: the builder removed it, or fused it under another",
+                "no kernel has its name: the builder removed it, or fused it into another layer",
             )
         else:
             runs_as, reason = "unknown", "the builder does not say what it runs"
@@ -94,7 +94,7 @@ def _guess_reason(layer: QuantizedLayer, built: BuiltEngine, targets: Sequence[s
     """Returns the likely reason, by what was measured for the patterns that silently run in float."""
     form = (layer.activation or layer.weight).upper()
     if not layer.activation:
-        return f"its {form} weight is dequantized by itself in each run: less memory, not less time"
+        return f"its {form} weight is dequantized separately in each run: less memory, but not faster"
     if layer.op_type == "ConvTranspose":
         return f"TensorRT has no {form} kernel for ConvTranspose; leave it out of --op-types"
     if layer.activation == "nvfp4" or layer.weight == "nvfp4":
@@ -102,7 +102,7 @@ def _guess_reason(layer: QuantizedLayer, built: BuiltEngine, targets: Sequence[s
             return f"no kernel multiplies {layer.activation.upper()} with {layer.weight.upper()}"
         return "NVFP4 runs in MatMul and Gemm alone, with blocks of 16 along the summed axis of both operands"
     if layer.scale_shape not in ((), None):
-        return f"its activation scale has shape {layer.scale_shape}; {form} kernels want a 0-d scale"
+        return f"its activation scale has shape {layer.scale_shape}; {form} kernels need a 0-d scale"
     if layer.weight_axis is not None and layer.weight_axis != layer.output_axis:
         wanted = "one scale for all of it" if layer.output_axis is None else f"axis {layer.output_axis}"
         return f"its weight is quantized along axis {layer.weight_axis}, {form} wants {wanted}"

@@ -181,7 +181,7 @@ def _to_array(name: str, given: Any) -> NDArray[Any]:
     try:
         return np.asarray(given)
     except (TypeError, ValueError, RuntimeError) as error:  # as of ragged lists, or tensors of a GPU
-        raise DataError(f"input {name!r} is no array: {' '.join(str(error).split())}") from error
+        raise DataError(f"input {name!r} is not an array: {' '.join(str(error).split())}") from error
 
 
 def _show_limits(spec: TensorSpec, limits: list[tuple[int, int | None]]) -> str:

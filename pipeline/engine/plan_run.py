@@ -129,6 +129,6 @@ def _ones(trt: ModuleType, plan: OpenedPlan) -> dict[str, NDArray[Any]]:
             feed[name] = np.ones(shape, trt.nptype(engine.get_tensor_dtype(name)))
         except TypeError as error:  # numpy has no such type
             raise ArtifactError(
-                f"input {name} of the engine cannot be made up: {error}; give its model too"
+                f"input {name} of the engine cannot be generated: {error}; give its model too"
             ) from error
     return feed

@@ -59,7 +59,7 @@ def run_in_child(flavour: Flavour) -> Work:
             with (place / "build.log").open("a") as log:
                 log.writelines(f"{line}\n" for line in process.stderr.strip().splitlines()[-6:])
             how = describe_exit(process.returncode)
-            raise BuildError(f"the {flavour.product} builder {how}; its last words")
+            raise BuildError(f"the {flavour.product} builder {how}; its last output")
         answer: dict[str, Any] = json.loads((place / "answer.json").read_text())
         raise_error(answer)
         return answer

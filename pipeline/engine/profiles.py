@@ -85,8 +85,8 @@ def parse_profile(text: str) -> dict[str, ProfileSpec]:
         parts = re.fullmatch(_PROFILE, item.strip(), re.VERBOSE)
         if parts is None:
             raise UsageError(
-                f"{item!r} is no profile; write name:MIN:OPT:MAX, such as x:1x3x8x8:4x3x8x8:8x3x8x8, "
-                f"with commas between several inputs"
+                f"{item!r} is not a profile; write name:MIN:OPT:MAX, such as "
+                "x:1x3x8x8:4x3x8x8:8x3x8x8, with commas between several inputs"
             )
         name = parts["single"] or parts["double"] or parts["plain"]
         shapes = [tuple(map(int, re.split("[xX]", parts[kind]))) for kind in ("min", "opt", "max")]
@@ -95,7 +95,7 @@ def parse_profile(text: str) -> dict[str, ProfileSpec]:
         except UsageError as error:
             raise UsageError(f"input {name!r}: {error}") from error
     if not found:
-        raise UsageError("an empty text is no profile; write name:MIN:OPT:MAX")
+        raise UsageError("an empty text is not a profile; write name:MIN:OPT:MAX")
     return found
 
 

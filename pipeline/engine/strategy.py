@@ -81,7 +81,7 @@ def choose_strategy(target: Target, backend: Backend) -> Strategy:
         raise UsageError(f"--quantization implicit makes INT8 engines, no {target.precision} one")
     if reason := backend.lacks.get("implicit"):
         raise UsageError(f"backend {backend.name} has no implicit quantization: {reason}")
-    return Strategy("implicit", "as asked; TensorRT 11 has it no more", rest, is_typed=False)
+    return Strategy("implicit", "as asked; TensorRT 11 no longer has it", rest, is_typed=False)
 
 
 def choose_rest(target: Target, backend: Backend | None = None) -> FloatFormat:

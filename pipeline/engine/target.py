@@ -27,26 +27,26 @@ class Target:
     Attributes:
         precision: "int8", "fp8" or "nvfp4", "fp16" for the FP16 engine alone, or "weights" for float
             activations and `weights`. With `formats` it is the fastest of them, whatever is given.
-        high_precision: Precision of what is not quantized; auto is fp16 for TensorRT. bf16 is for --weights
-            alone.
-        backend: The engine builder; auto takes tensorrt if it works here, else tensorrt-rtx.
+        high_precision: Precision of everything that is not quantized; auto is fp16 for TensorRT. bf16 needs
+            --weights without --int8.
+        backend: Engine builder; auto is tensorrt if it works here, otherwise tensorrt-rtx.
         compute_capabilities: Target GPU, such as 8.9 (repeatable). None: the backend's: Ampere and newer.
         workspace_bytes: Limit of scratch memory, such as 512M or 4G. None: the backend's.
         shapes: Given profile shapes.
-        op_types: Types of nodes to quantize, separated by commas. Also possible: ConvTranspose, Attention
+        op_types: Operator types to quantize, separated by commas. Also possible: ConvTranspose, Attention
             (every MatMul of two activations, fused or not) and Softmax (its input).
         quantization: explicit: Q/DQ in the model, for any TensorRT. implicit: by TensorRT 8.6 to 10, with its
             own calibrator (entropy, minmax) or with trtq's ranges. auto: explicit.
         options: How the builder works.
         weights: How weights are stored that Q/DQ does not quantize; None: as they are.
-        auto: If the gate fails, keep float the cheapest layers that make it pass. They are chosen on
-            every other batch of the evaluation data and judged on the rest.
-        formats: Number formats that layers may have, separated by commas: int8, fp8, and fp16 for what is not
-            quantized. Every layer starts in the fastest; if the gate fails, layers get more exact ones, as
-            with --auto, which is --formats int8,fp16.
-        requantize: For a model with Q/DQ: convert to symmetric INT8 what has no exact repair.
-        kv_cache: Hold the cache of a decoder in this format: its inputs and outputs become codes, with one
-            scale for each pair.
+        auto: If the gate fails, keep the layers in float that make it pass at the lowest run-time cost. They
+            are selected on every other batch of the evaluation data and validated on the rest.
+        formats: Formats that layers may use, separated by commas: int8, fp8, and fp16 (not quantized). Every
+            layer starts in the fastest; if the gate fails, layers move to more accurate ones. --auto means
+            --formats int8,fp16.
+        requantize: For a model with Q/DQ: convert to symmetric INT8 where no exact repair exists.
+        kv_cache: Store the KV cache of a decoder in this format: its inputs and outputs are quantized, with
+            one scale per pair.
     """
 
     precision: Precision = "int8"
@@ -116,11 +116,9 @@ class Target:
     def _check_formats(self) -> None:
         known = (*LAYER_FORMATS, FP16.name)
         if unknown := [name for name in self.formats if name not in known]:
-            raise UsageError(
-                f"{unknown[0]!r} is no format that layers can be given; --formats takes {', '.join(known)}"
-            )
+            raise UsageError(f"{unknown[0]!r} is not a format for layers; --formats takes {', '.join(known)}")
         if not self.code_formats:
-            raise UsageError("--formats fp16 quantizes nothing; take --fp16, or name int8 or fp8 too")
+            raise UsageError("--formats fp16 quantizes nothing; use --fp16, or name int8 or fp8 too")
 
     @property
     def name(self) -> str:

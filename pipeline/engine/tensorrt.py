@@ -67,17 +67,17 @@ class TensorRt(Backend):
         trt = self._import()
         if trt is not None and not hasattr(trt, "IInt8EntropyCalibrator2"):
             lacks["implicit"] = (
-                f"TensorRT {trt.__version__} has no INT8 calibrators, they ended with TensorRT 10; "
-                f"take --quantization explicit"
+                f"TensorRT {trt.__version__} has no INT8 calibrators, they ended with TensorRT 10; use "
+                "--quantization explicit"
             )
         if trt is not None and not self.takes_types():
             lacks["fp8"] = (
                 f"TensorRT {trt.__version__} does not go by the types of the graph, as 9 and later do; "
-                f"take --int8"
+                "use --int8"
             )
         if trt is not None and split_version(str(trt.__version__))[:2] < _FIRST_OF_FP4:
             lacks["nvfp4"] = (
-                f"TensorRT {trt.__version__} has no FP4, which came with 10.8; take --int8 or --fp8"
+                f"TensorRT {trt.__version__} has no FP4, which came with 10.8; use --int8 or --fp8"
             )
         return lacks
 
@@ -97,7 +97,7 @@ class TensorRt(Backend):
         if not hasattr(trt, "Builder"):
             return f"{self.module} is an empty package here, without its libraries; install it again"
         if split_version(str(trt.__version__))[:2] < self.oldest:
-            return f"TensorRT {trt.__version__} is installed; 8.6 to 11 are wanted"
+            return f"TensorRT {trt.__version__} is installed; 8.6 to 11 are supported"
         if missing := explain_missing_gpu():
             return f"it builds on the GPU that the engine is for, and {missing} here; tensorrt-rtx needs none"
         return ""

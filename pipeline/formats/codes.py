@@ -19,9 +19,9 @@ Codes = tuple[NDArray[Any], NDArray[np.float32]]
 DATA_METHODS = ("gptq", "awq")
 """The methods that look at what the weights are multiplied with."""
 _GAINS = {
-    "tensorrt": "TensorRT keeps {} weights and dequantizes them inside the product: less memory, and faster "
-    "where reading the weights takes the time (small batches)",
-    "onnxruntime": "ONNX Runtime dequantizes {} weights in each run: a smaller file, not less time",
+    "tensorrt": "TensorRT keeps {} weights and dequantizes them inside the matrix multiplication: less "
+    "memory, and faster where reading the weights takes the time (small batches)",
+    "onnxruntime": "ONNX Runtime dequantizes {} weights in each run: a smaller file, but not faster",
 }
 
 

@@ -54,6 +54,7 @@ INT4 = _Int4(
     block_sizes=BLOCK_SIZES,
     methods=("rtn", "mse", "gptq", "awq"),
     kernel_bytes=200_000,
-    advice="INT8 does not fit; INT4 is read inside the product, so it is also the fastest that does",
+    advice="INT8 does not fit; INT4 is dequantized inside the matrix multiplication, so it is also the "
+    "fastest that does",
     gains={"onnxruntime": "ONNX Runtime fuses INT4 weights into MatMulNBits"},
 )

@@ -67,7 +67,7 @@ NF4 = _Nf4(
     advice="nothing larger fits",
     gains={
         "tensorrt": "TensorRT keeps NF4 codes at half a byte and looks every weight up in each run: less "
-        "memory, not less time; INT4 is the faster format",
+        "memory, but not faster; INT4 is the faster format",
         "onnxruntime": "ONNX Runtime computes MatMulBnb4 from the codes",
     },
 )

@@ -67,7 +67,7 @@ class WeightScheme:
         if form not in WEIGHT_FORMATS:
             given = f"{pattern}={form}"
             raise UsageError(
-                f"{given!r} is no REGEX=FORMAT; the format is one of {', '.join(WEIGHT_FORMATS)}"
+                f"{given!r} is not REGEX=FORMAT; the format is one of {', '.join(WEIGHT_FORMATS)}"
             )
         try:
             re.compile(pattern)

@@ -36,8 +36,8 @@ _FEWEST_KEYS_FP8, _MOST_KEYS_INT8, _HEADS_INT8 = 32, 512, (16, 32, 64)
 _MOVES = ("Transpose", "Reshape", "Squeeze", "Unsqueeze", "Identity", "Flatten")
 """What may stand between the second product and the layer behind."""
 _NOT_TRIED = (
-    f"attention: it stays float unless INT8 costs at most {MOST_COST_DB:g} dB on calibration data held back; "
-    "INT8 with Attention in --op-types"
+    f"attention: it stays float unless INT8 costs at most {MOST_COST_DB:g} dB on held-out calibration "
+    "data; INT8 with Attention in --op-types"
 )
 
 
@@ -154,7 +154,7 @@ def place_attention(
         own, other = (forms.get(str(node.name), form) for node in both)
         reason = _explain_float(item, own, layers, left)
         if own is not other:
-            reason = f"attention: both of its products in one format, not {own} and {other}"
+            reason = f"attention: both MatMuls need the same format, not {own} and {other}"
         if reason:
             reasons |= {str(node.name): reason for node in both}
         else:
@@ -168,7 +168,7 @@ def _explain_float(
     """Returns why an attention is not fused in a format, or must stay float; else nothing."""
     for node in (item.scores, item.context):
         if node.name in left:
-            return f"attention: both of its products or none, and {node.name!r} stays float"
+            return f"attention: both MatMuls or neither, and {node.name!r} stays float"
         if any(value is not None and find_operand(value) is not None for value in node.inputs):
             return f"attention: {node.name!r} has Q/DQ already"
     if form is FP8:
@@ -184,7 +184,7 @@ def _explain_float(
     layer = None if item.behind is None else layers.get(str(item.behind.name))
     held = () if layer is None else layer.encodings
     if not held or not all(item.needs_range and item.format is INT8 for _, item in held):
-        return f"{_FUSES} INT8 only where the layer behind takes INT8 with one scale"
+        return f"{_FUSES} INT8 only if the next layer takes INT8 with one scale"
     return ""
 
 

@@ -43,7 +43,7 @@ def explain_other(node: ir.Node) -> str:
     if len(weight.shape) != 2 or len(activation.shape) < 2 or node.attributes.get_int("transA", 0) == 1:
         return "NVFP4 takes one matrix as weight, and an activation that is not transposed"
     if find_operand(activation) is not None:
-        return "its input comes quantized"
+        return "its input is already quantized"
     length = weight.shape[find_summed_axis(node)]
     if not isinstance(length, int) or length % BLOCK:
         return f"NVFP4 takes multiples of {BLOCK} inputs, it has {length}"

@@ -13,7 +13,10 @@ from trtq.pipeline.formats import INT8
 from trtq.pipeline.graph.placed import CLOSED, QUANTIZABLE, Placement, QuantizedNode
 from trtq.pipeline.graph.placement import with_codes
 
-_LAST = "it makes an output of the model, which is no codes, and ONNX Runtime's INT8 convolution writes codes"
+_LAST = (
+    "it makes an output of the model, which stays float, but ONNX Runtime's INT8 convolution has a "
+    "quantized output"
+)
 _WRITERS = ("Conv",)
 """Layers whose integer kernel writes nothing but codes; those of products write floats as well."""
 _ABSORBED = ("Relu", "Clip")

@@ -54,8 +54,8 @@ def refuse_foreign_operators(model: ir.Model) -> None:
             what = (
                 "a placeholder of modelopt for an NVFP4 weight; export the model by NVFP4QuantExporter"
                 if (node.domain, node.op_type) == _PLACEHOLDER
-                else "no standard ONNX operator; TensorRT has it only as a plugin: "
-                "--plugins names its library, and --ort-custom-ops that for ONNX Runtime"
+                else "not a standard ONNX operator; TensorRT has it only as a plugin: --plugins names its "
+                "library, and --ort-custom-ops that for ONNX Runtime"
             )
             raise ModelError(f"node {node.name!r} is {node.domain}::{node.op_type}, which is {what}")
 
@@ -81,8 +81,8 @@ def refuse_half_known(model: ir.Model, *, for_tensorrt: bool) -> None:
         )
     if for_tensorrt and not list_plugins():
         raise ModelError(
-            f"{named}: ONNX Runtime has it by --ort-custom-ops, but TensorRT does not know it; name the "
-            f"library of its plugin with --plugins, or take --backend onnxruntime"
+            f"{named}: ONNX Runtime has it by --ort-custom-ops, but TensorRT does not know it; name "
+            "the library of its plugin with --plugins, or use --backend onnxruntime"
         )
 
 

@@ -26,7 +26,7 @@ def explain_given(node: ir.Node) -> str:
     """
     if node.op_type == "Gather":
         table = find_operand(node.inputs[0])
-        return "its table comes quantized" if table is not None and table.is_weight else ""
+        return "its table is already quantized" if table is not None and table.is_weight else ""
     if node.op_type not in _LAYERS or any(value and value.is_initializer() for value in node.inputs[:2]):
         return ""
     found = [operand for operand in map(find_operand, node.inputs[:2]) if operand is not None]
@@ -34,7 +34,9 @@ def explain_given(node: ir.Node) -> str:
         return "it comes quantized"
     if not found:
         return ""
-    return "its weight comes quantized" if found[0].is_weight else "one of its inputs comes quantized"
+    return (
+        "its weight is already quantized" if found[0].is_weight else "one of its inputs is already quantized"
+    )
 
 
 def find_given(value: ir.Value, form: CodeFormat = INT8) -> ir.Value | None:

@@ -64,12 +64,12 @@ def tell_of_pictures(model: ir.Model, watcher: Watcher, *streams: Batches | None
     steps = next((data.preprocess for data in streams if data is not None and data.preprocess), None)
     if steps is None:
         return
-    said = f"pictures are prepared so: {describe(steps)}"
+    said = f"image preprocessing: {describe(steps)}"
     if steps == Preprocess():
         watcher.warn(
-            f"{said}; no settings say so, and this is what ImageNet classifiers want: if this model wants "
-            f"something else, say so in [preprocess] of model.toml (trtq init writes one), or with "
-            f"--mean, --std and --resize"
+            f"{said}; these are the ImageNet defaults, because no settings say otherwise. If this "
+            "model needs other values, set them in [preprocess] of model.toml (trtq init writes one), "
+            "or with --mean, --std and --resize"
         )
     else:
         watcher.note(said)
@@ -89,19 +89,19 @@ def find_contradiction(model: ir.Model, steps: Preprocess) -> str:
     """
     value = model.graph.inputs[0]
     opening, (low, high) = _read_opening(value), find_reach(steps)
-    got = f"pictures become {low:.3g} to {high:.3g}"
+    got = f"images become {low:.3g} to {high:.3g}"
     if (top := opening.top) is not None and (low < -0.04 * top or not top / 4 <= high <= 2 * top):
         scale = "1.0" if top == _PIXELS else "0.00392156862745098"
         return (
-            f"the model prepares {value.name!r} itself ({', '.join(opening.types)}) and seems to take 0 to "
-            f"{top:g}, but {got}; if so, {_PLAIN.format(scale=scale)}"
+            f"the model prepares {value.name!r} itself ({', '.join(opening.types)}) and seems to "
+            f"expect 0 to {top:g}, but {got}; if so, {_PLAIN.format(scale=scale)}"
         )
     if (limit := opening.limit) is not None:
         reach = max(abs(low), abs(high))
         if not _USED * limit <= reach <= _CLIPPED * limit:
             return (
-                f"the model quantizes {value.name!r} to a range up to {limit:.3g}, but {got}: it was made "
-                f"for other pictures; change scale, mean and std in [preprocess] of model.toml"
+                f"the model quantizes {value.name!r} to a range up to {limit:.3g}, but {got}: it was "
+                "quantized for other inputs; change scale, mean and std in [preprocess] of model.toml"
             )
     return ""
 

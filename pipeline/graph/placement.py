@@ -217,7 +217,7 @@ def _weighted_input(
     if place == 0 and node.op_type != "MatMul":
         return "its first input is the constant one"
     if is_quantized_otherwise(activation, form):
-        return f"given: its input comes quantized, and not in {form.name.upper()} with one scale"
+        return f"given: its input is already quantized, and not in {form.name.upper()} with one scale"
     axis = find_channel_axis(node, place, len(weight.shape or ()))
     is_forced = any(re.search(pattern, str(node.name)) for pattern in force)
     if not is_forced and (reason := explain_float(node, weight, activation, axis)):

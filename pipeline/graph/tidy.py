@@ -139,7 +139,7 @@ def _find_flaw(node: onnx.NodeProto, attribute: onnx.AttributeProto) -> str:
         for text in (attribute.s, *attribute.strings):
             text.decode()
     except UnicodeDecodeError:
-        return f"is no text in UTF-8: {text[:40]!r}"
+        return f"is not UTF-8 text: {text[:40]!r}"
     return ""
 
 

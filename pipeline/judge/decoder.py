@@ -60,8 +60,8 @@ class Decoder:
         self._length = length if isinstance(length, int) else None
         if self._caches and self._length not in (None, 1):
             raise ModelError(
-                f"{path}: input {tokens!r} has {length} places, and what fills them up would stay in the "
-                f"cache; export the model with an open length, or with one of 1"
+                f"{path}: input {tokens!r} has {length} places, and what fills them up would stay in "
+                "the cache; export the model with a dynamic length, or with one of 1"
             )
 
     def count_vocabulary(self) -> int:
@@ -187,8 +187,9 @@ class Decoder:
         axes = find_cache_axes(port.name, port.shape, batches)
         if axes.positions is None or axes.others:
             raise ModelError(
-                f"{self._path}: cache {port.name!r} is {show_shape(port.shape)}, and needs one open axis for "
-                f"positions, and no further one than for sequences; tokens are written with caches that grow"
+                f"{self._path}: cache {port.name!r} is {show_shape(port.shape)}, and needs one dynamic "
+                "axis for positions, and no further one than for sequences; tokens are written with "
+                "caches that grow"
             )
         return axes.positions
 
@@ -226,7 +227,7 @@ class Decoder:
             length = len(filled)
         if len(filled) > length:
             raise ModelError(
-                f"{self._path}: input {port.name!r} has {length} places, and {len(filled)} tokens are too "
-                f"many; take shorter prompts, or a smaller --generate or --window"
+                f"{self._path}: input {port.name!r} has {length} places, and {len(filled)} tokens are "
+                "too many; use shorter prompts, or a smaller --generate or --window"
             )
         return np.array([[*filled, *[0] * (length - len(filled))]], _DTYPES[port.type])

@@ -115,8 +115,8 @@ def with_labels(batches: Batches, path: Path, *, any_rank: bool = False) -> Batc
     if not (labels.ndim == 1 or (any_rank and labels.ndim)) or wanted not in (None, len(labels)):
         count = "an unknown number of" if wanted is None else wanted
         raise DataError(
-            f"{path} has labels of shape {labels.shape}, {batches.origin} has {count} samples; "
-            f"give one label a sample"
+            f"{path} has labels of shape {labels.shape}, {batches.origin} has {count} samples; give "
+            "one label per sample"
         )
 
     def read() -> Iterator[Feed]:

@@ -67,9 +67,10 @@ def _doubt_uneven(comparison: Comparison) -> list[str]:
     for item in comparison.uneven:
         if item.output not in comparison.scored:
             words = (
-                f"output {item.output!r} of {item.candidate} has another size than that of {item.reference} "
-                f"in {format_count(item.num_samples, 'sample')}, since it depends on values, so it was not "
-                f"compared; give a metric of your own that reads it, or a model that ends before that"
+                f"output {item.output!r} of {item.candidate} differs in size from that of "
+                f"{item.reference} in {format_count(item.num_samples, 'sample')}, because its shape "
+                "depends on values, so it was not compared; give a custom metric that reads it, or a "
+                "model that ends before that"
             )
             reasons.setdefault(item.output, words)
     return list(reasons.values())
@@ -83,8 +84,8 @@ def _doubt(comparison: Comparison, judged: Sequence[OutputComparison]) -> list[s
         return ["only one sample was compared; give more data"]
     if judged and not any(item.varies for item in judged):
         return [
-            f"the outputs of {judged[0].reference} are the same for all {comparison.num_samples} samples, "
-            f"so they say nothing of the model; see whether the data is right"
+            f"the outputs of {judged[0].reference} are the same for all {comparison.num_samples} "
+            "samples, so they prove nothing; check the data"
         ]
     reasons: dict[str, str] = {}
     for item in judged:
@@ -101,16 +102,16 @@ def _doubt_output(item: OutputComparison, *, is_scored: bool) -> str:
     if item.known < _ENOUGH_KNOWN:
         return f"{name} is NaN or infinite but for {item.known:.1%}; check the model and its data"
     if not item.varies and item.sqnr_db < _ROUNDED_DB:
-        return f"{name} is the same for all samples, so it says nothing of the model; is that right?"
+        return f"{name} is the same for all samples, so it proves nothing; is that right?"
     if is_scored:
         return ""
     if not item.is_change_known and item.sqnr_db < math.inf:
         return f"how much {name} differs between samples is not known; give labels, or samples of one shape"
     if item.change_db is not None and item.change_db <= 0:
         return (
-            f"the error of {item.candidate} on {_name(item)} is as large as what differs between samples "
-            f"({item.change_db:.1f} dB), so a constant would be as near; give samples that differ more, or "
-            f"labels"
+            f"the error of {item.candidate} on {_name(item)} is as large as the difference between "
+            f"samples ({item.change_db:.1f} dB), so a constant output would score as well; give "
+            "samples that differ more, or labels"
         )
     return ""
 
@@ -142,7 +143,7 @@ def judge(
     ours = [item for item in comparison.outputs if item.candidate == candidate]
     if not ours and candidate not in comparison.accuracy:
         doubts = (*comparison.doubts, *_doubt_uneven(comparison))
-        unknown = f"{candidate} was not run, so nothing is known of its accuracy"
+        unknown = f"{candidate} was not run, so its accuracy is unknown"
         return Verdict("unverified", doubts or (unknown,))
     bad_fp16 = _list_bad_fp16(comparison, gate)
     reasons = _cosine_reasons(_list_judged(comparison, candidate, gate), gate)
@@ -173,7 +174,7 @@ def _check_output(item: OutputComparison, gate: AccuracySpec) -> Check:
     """Returns what the gate says of one output against one reference."""
     name = f"cosine of {_name(item)} to {item.reference}"
     if _holds(item, gate):
-        return Check(name, "pass", f"{item.judged_cosine:.5f}, the gate wants {gate.min_cosine:g}")
+        return Check(name, "pass", f"{item.judged_cosine:.5f}, the gate requires {gate.min_cosine:g}")
     return Check(name, "fail", _explain_cosine(item, gate))
 
 
@@ -242,7 +243,7 @@ def _explain_cosine(item: OutputComparison, gate: AccuracySpec) -> str:
             f"{_name(item)} of {item.candidate} is the same for all samples, where that of "
             f"{item.reference} differs"
         )
-    found = f"cosine {item.cosine:.4f} to {item.reference}, the gate wants {gate.min_cosine:g}"
+    found = f"cosine {item.cosine:.4f} to {item.reference}, the gate requires {gate.min_cosine:g}"
     if item.cosine >= gate.min_cosine:
         found = f"cosine {item.cosine:.4f} to {item.reference} as a whole, but {_explain_part(item, gate)}"
     return f"{_name(item)} has {found}; worst samples: {worst}"
@@ -260,8 +261,8 @@ def _explain_part(item: OutputComparison, gate: AccuracySpec) -> str:
         found, wanted = f"{item.low_cosine:.4f} or less in a twentieth of its samples", low
     else:
         least = -10 * math.log10(2 * (1 - low))
-        return f"too loud or too soft: {item.sqnr_db:.1f} dB, where the gate wants {least:.1f}"
-    return f"{found}, where the gate wants {wanted:g}"
+        return f"too large or too small: {item.sqnr_db:.1f} dB, where the gate requires {least:.1f}"
+    return f"{found}, where the gate requires {wanted:g}"
 
 
 def _is_as_bad(fp16: OutputComparison, outputs: Sequence[OutputComparison]) -> bool:
@@ -279,8 +280,9 @@ def _blame_fp16(item: OutputComparison) -> str:
 
 def _blame_repairs(item: OutputComparison) -> str:
     return (
-        f"the repaired model has cosine {item.cosine:.4f} to {item.reference} on {_name(item)} with the rest "
-        f"in FP16 too: the repairs that round anew may be the cause; export the model so that it needs none"
+        f"the repaired model has cosine {item.cosine:.4f} to {item.reference} on {_name(item)} with "
+        "the rest in FP16 too: the repairs that round again may be the cause; export the model so "
+        "that it needs none"
     )
 
 

@@ -52,7 +52,9 @@ def read_prompts(path: Path) -> list[list[int]]:
             rows = [[int(word) for word in re.findall(r"[^\s,]+", line)] for line in lines if line.strip()]
     numbers = [item for row in rows for item in (row if isinstance(row, list) else [None])]
     if not all(rows) or not numbers or not all(type(item) is int and item >= 0 for item in numbers):
-        raise DataError(f"{path} holds no prompts; write the ids of tokens, one prompt a line: 1 15043 3186")
+        raise DataError(
+            f"{path} holds no prompts; write the ids of tokens, one prompt per line: 1 15043 3186"
+        )
     return rows
 
 

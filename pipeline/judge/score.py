@@ -209,8 +209,8 @@ def _select_scores(
     outside = (wanted < 0) | (wanted >= scores.shape[1])
     if outside.any():
         raise DataError(
-            f"label {wanted[outside][0]} of sample {int(outside.argmax())} of {feed.source} is no class of "
-            f"output {name!r}, which has the classes 0 to {scores.shape[1] - 1}"
+            f"label {wanted[outside][0]} of sample {int(outside.argmax())} of {feed.source} is not a "
+            f"class of output {name!r}, which has the classes 0 to {scores.shape[1] - 1}"
         )
     return scores, wanted
 
@@ -236,7 +236,7 @@ def _select_own_labels(feed: Feed, array: str | None) -> NDArray[Any] | None:
     if count > 1 and len(labels) != count:
         raise DataError(
             f"labels {array!r} of {feed.source} have shape {labels.shape}, the feed has {count} "
-            f"samples; give one label a sample"
+            "samples; give one label per sample"
         )
     return labels
 

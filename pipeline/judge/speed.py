@@ -130,7 +130,7 @@ def bound_median(ratios: Sequence[float], error: float) -> tuple[float, float] |
 
 def describe_speed(item: SpeedVerdict) -> str:
     """Returns what was measured and what is wanted, in a sentence."""
-    return f"{item.candidate} is {format_speed(item)}, the gate wants {item.wanted:g}"
+    return f"{item.candidate} is {format_speed(item)}, the gate requires {item.wanted:g}"
 
 
 def format_speed(item: SpeedVerdict) -> str:

@@ -155,7 +155,7 @@ class LoadedEngine:
         if found is None:
             raise ArtifactError(
                 f"{self.folder / ENGINE} is an engine of {self.backend.name}, which trtq does not run; "
-                f"take {self.model} of the same folder"
+                f"use {self.model} of the same folder"
             )
         return found
 
@@ -248,7 +248,7 @@ def _open(folder: Path, manifest: Manifest, backend: str | None) -> LoadedEngine
     if backend not in (None, name, ANYWHERE):
         others = "" if name == ANYWHERE else f", or {ANYWHERE} for its ONNX model"
         raise UsageError(
-            f"{folder} was built for {name}, it cannot be run by {backend!r}; take {name}{others}"
+            f"{folder} was built for {name}, it cannot be run by {backend!r}; use {name}{others}"
         )
     path = folder / report.engine.path
     if path.name != report.engine.path or path.name in ("", ".."):

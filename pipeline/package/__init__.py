@@ -258,6 +258,6 @@ def _first_sample(build: BuiltModel, data: str, *, batches: bool) -> tuple[Mappi
                 f"input {name!r} of {feed.source} has shape {format_shape(shape)}, outside of the engine's "
                 f"profile, {format_shape(profile.min)} to {format_shape(profile.max)}"
             )
-    note = f"the warm-up's pictures are prepared so: {describe(steps)}" if (steps := feeds.preprocess) else ""
+    note = f"image preprocessing of the warm-up: {describe(steps)}" if (steps := feeds.preprocess) else ""
     first = 0 if batches else ...
     return {spec.name: np.asarray(feed.arrays[spec.name])[first] for spec in build.inputs}, note

@@ -72,7 +72,7 @@ def package_deepstream(
     steps = read_table(Preprocess, build.manifest.find_setting("model", "preprocess") or {}, "[preprocess]")
     if len(build.inputs) != 1:
         found = ", ".join(repr(spec.name) for spec in build.inputs)
-        raise ArtifactError(f"{build.folder} has the inputs {found}; nvinfer feeds one, with pictures")
+        raise ArtifactError(f"{build.folder} has the inputs {found}; nvinfer feeds one, with images")
     (given,) = build.inputs
     profile = build.profiles.get(given.name)
     size = read_picture_size(given, steps, profile.opt if profile else ())
@@ -89,7 +89,7 @@ def package_deepstream(
         "process-mode": "1",
     }
     notes = [f"the build is {build.report.verdict}"] if build.report.verdict != "pass" else []
-    notes += [f"pictures are prepared so: {describe(steps)}", *list_picture_differences(steps, size)]
+    notes += [f"image preprocessing: {describe(steps)}", *list_picture_differences(steps, size)]
     notes += _list_conditions(build, files)
     between = (
         ";" if properties["network-type"] == str(CLASSIFIER) else "\n"
@@ -157,7 +157,7 @@ def _read_labels(path: Path) -> list[str]:
         raise ArtifactError(f"cannot read the labels {path}: {error}") from error
     found = [name.strip() for name in names if name.strip()]
     if not found or any(";" in name for name in found):
-        raise ArtifactError(f"{path} must hold the names of the classes, one a line, without ';'")
+        raise ArtifactError(f"{path} must hold the names of the classes, one per line, without ';'")
     return found
 
 

@@ -267,7 +267,7 @@ def parse_count(text: str) -> int:
     """
     found = re.fullmatch(r"\s*(\d+(?:\.\d+)?(?:e\d+)?)\s*([KMBT]?)\s*", text, re.IGNORECASE)
     if found is None:
-        raise UsageError(f"{text!r} is no number of parameters; write 10B, 350M or 125000000")
+        raise UsageError(f"{text!r} is not a number of parameters; write 10B, 350M or 125000000")
     count = float(found[1]) * _UNITS[found[2].upper()]
     if count > _MOST_PARAMS:
         raise UsageError(
@@ -337,7 +337,7 @@ def _notes(
         notes.append("inputs and outputs carry state from run to run; both are counted")
     if kv_cache not in (None, FP16.name):
         notes.append(
-            f"the state is counted in {kv_cache.upper()}, with one scale a tensor, as trtq build --kv-cache "
-            f"{kv_cache} holds a cache that grows by a Concat"
+            f"the state is counted in {kv_cache.upper()}, with one scale per tensor, as trtq build "
+            f"--kv-cache {kv_cache} holds a cache that grows by a Concat"
         )
     return (*notes, *(f"{node.name} is not seen: {node.reason}" for node in graph.unseen[:3]))

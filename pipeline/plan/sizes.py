@@ -76,8 +76,8 @@ class Sizes:
     def _size_cache(self, item: TensorSpec, axes: CacheAxes) -> list[int | None]:
         if axes.others and item.name not in self.shapes:
             raise UsageError(
-                f"input {item.name!r} is {show_shape(item.shape)}, which does not tell the sizes of all its "
-                f"open dims; give --shapes {item.name}:..."
+                f"input {item.name!r} is {show_shape(item.shape)}, which does not tell the sizes of "
+                f"all its dynamic dims; give --shapes {item.name}:..."
             )
         sizes = {axes.batch: self.batch, axes.positions: self._past}
         return [dim if isinstance(dim, int) else sizes.get(axis) for axis, dim in enumerate(item.shape)]
@@ -121,7 +121,7 @@ class Sizes:
         if None in sizes:
             wanted = "--past and --new" if has_cache else "--seq"
             raise UsageError(
-                f"input {item.name!r} is {shown}; give {wanted} for its open dims, "
-                f"or --shapes {item.name}:..."
+                f"input {item.name!r} is {shown}; give {wanted} for its dynamic dims, or --shapes "
+                f"{item.name}:..."
             )
         return tuple(size for size in sizes if size is not None)

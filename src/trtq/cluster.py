@@ -244,7 +244,7 @@ def _run(task: Callable[[Any], Any], item: Any, cpus: int, wanted: Surroundings)
 def _join(ray: ModuleType, address: str) -> None:
     if address == "local":
         raise WorkerError(
-            "RAY_ADDRESS=local would start a cluster on this machine, which trtq does not do; take "
+            "RAY_ADDRESS=local would start a cluster on this machine, which trtq does not do; use "
             "--workers processes, or the address of a cluster"
         )
     try:

@@ -212,8 +212,8 @@ def _refuse_source(output: Path, source: Path | str, option: str) -> None:
         return
     if path.is_dir() and path.resolve() in output.resolve().parents:
         raise ArtifactError(
-            f"{output} would lie in {source}, which is read by this command; choose another file with "
-            f"{option}"
+            f"{output} would be inside {source}, which is read by this command; choose another file "
+            f"with {option}"
         )
     if output.exists() and output.samefile(path):
         raise ArtifactError(f"{output} is read by this command; choose another file with {option}")

@@ -163,8 +163,8 @@ class Processes:
         except BrokenExecutor as error:
             _open_processes.cache_clear()
             raise WorkerError(
-                "a process of this machine that did a part of the work has died, perhaps for lack of memory; "
-                "take fewer with --workers processes:N"
+                "a process of this machine that did a part of the work has died, perhaps for lack of "
+                "memory; use fewer with --workers processes:N"
             ) from error
 
 

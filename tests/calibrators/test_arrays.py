@@ -290,7 +290,7 @@ def test_an_archive_with_something_else_in_it_is_told(tmp_path: Path) -> None:
 def test_what_stands_behind_an_array_is_told(tmp_path: Path) -> None:
     (tmp_path / "a.npy").write_bytes(_npy(X) + _npy(X))
     with pytest.raises(
-        DataError, match=r"a\.npy is damaged at its end: there is more behind the array; save eac"
+        DataError, match=r"a\.npy is damaged at its end: there is more data after the array; save eac"
     ):
         list(open_array_file(LocalFile(tmp_path / "a.npy"), ["x"], 4))
 

@@ -118,8 +118,8 @@ def test_further_arrays_may_be_there_or_not() -> None:
 def test_another_dtype_is_refused_with_the_way_out(dtype: str) -> None:
     with pytest.raises(
         DataError,
-        match=rf"^input 'image' of calib/0007.npz is {dtype}, the model wants float32; "
-        r"convert it with .astype\('float32'\)$",
+        match=rf"^input 'image' of calib/0007.npz is {dtype}, the model expects float32; convert it with "
+        r".astype\('float32'\)$",
     ):
         check_feed(_feed(image=np.zeros((4, 2, 3), dtype)), [IMAGE])
 
@@ -139,8 +139,8 @@ def test_another_byte_order_is_refused() -> None:
 def test_another_shape_is_refused(shape: tuple[int, ...], shown: str) -> None:
     with pytest.raises(
         DataError,
-        match=rf"^input 'image' of calib/0007.npz has shape {shown}, the model wants \(N, 2, 3\); "
-        r"resize the samples, or set `resize`, `channels` and `layout` in \[preprocess\] of model.toml",
+        match=rf"^input 'image' of calib/0007.npz has shape {shown}, the model expects \(N, 2, 3\); resize "
+        r"the samples, or set `resize`, `channels` and `layout` in \[preprocess\] of model.toml",
     ):
         check_feed(_feed(image=np.zeros(shape, np.float32)), [IMAGE])
 

@@ -255,7 +255,7 @@ def test_versions_by_hand(text: str, number: int, shown: str) -> None:
 def test_what_is_no_version_is_refused(text: str) -> None:
     with pytest.raises(UsageError) as caught:
         parse_version(text)
-    assert str(caught.value) == f"{text!r} is no version of TensorRT; write it like 8.6.1 or 10.3"
+    assert str(caught.value) == f"{text!r} is not a TensorRT version; write it like 8.6.1 or 10.3"
 
 
 @pytest.mark.parametrize("text", ["11.0", "11", "8601", "4.0.1", "8.10"])

@@ -136,7 +136,7 @@ def test_a_key_whose_parts_would_take_minutes_to_read_is_refused(
     tmp_path: Path, start: str, part: str
 ) -> None:
     (tmp_path / "model.toml").write_text("[layers]\n" + start + part * 100_000)
-    with pytest.raises(UsageError, match=r"model.toml has a key of more than 200 parts; take it out$"):
+    with pytest.raises(UsageError, match=r"model.toml has a key of more than 200 parts; remove it$"):
         read_spec(tmp_path / "model.toml")
 
 
@@ -296,7 +296,7 @@ def test_the_scales_of_weights_are_named_in_the_settings(tmp_path: Path) -> None
     [
         (
             ("all",),
-            "there is no repair 'all'; take auto, none, equalize, smooth, shift, rotate, bias, weights",
+            "there is no repair 'all'; use auto, none, equalize, smooth, shift, rotate, bias, weights",
         ),
         (("bias", "auto"), "repair is auto alone, none alone, or some of equalize, .*; got bias, auto"),
         (("adaround", "none"), "adaround may stand beside auto or these; got adaround, none"),

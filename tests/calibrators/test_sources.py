@@ -72,8 +72,8 @@ def test_labels_may_stand_beside_the_inputs(tmp_path: Path) -> None:
     ("arrays", "message"),
     [
         ({"y": X}, r"calib.npz, samples 0 to 7 has no array 'x'; it has y, the model takes x$"),
-        ({"x": X.astype("f8")}, r"input 'x' of .*, samples 0 to 7 is float64, the model wants float32; "),
-        ({"x": X[:, :1]}, r"samples 0 to 7 has shape \(8, 1\), the model wants \(N, 2\); "),
+        ({"x": X.astype("f8")}, r"input 'x' of .*, samples 0 to 7 is float64, the model expects float32; "),
+        ({"x": X[:, :1]}, r"samples 0 to 7 has shape \(8, 1\), the model expects \(N, 2\); "),
         ({"x": np.where(X == 18, np.nan, X)}, r"samples 8 to 9 has 1 values .*, the first in its sample 1;"),
         ({"x": X[:0]}, r"calib.npz holds no samples; give at least one$"),
     ],
@@ -99,7 +99,7 @@ def test_a_folder_of_feeds_keeps_their_batch_axis(tmp_path: Path, inputs: Sequen
 
 def test_a_feed_of_another_size_than_the_fixed_one_is_refused(tmp_path: Path) -> None:
     np.savez(tmp_path / "0.npz", x=X[:3])
-    with pytest.raises(DataError, match=r"0.npz has shape \(3, 2\), the model wants \(4, 2\); "):
+    with pytest.raises(DataError, match=r"0.npz has shape \(3, 2\), the model expects \(4, 2\); "):
         list(open_batches(str(tmp_path), FIXED, 1))
 
 
@@ -218,7 +218,7 @@ def test_pictures_for_an_open_size_need_a_size_or_come_one_by_one(tmp_path: Path
     with pytest.raises(
         DataError,
         match=r"^the model leaves the size of 'image' \(N, 3, H, W\) open; set `resize` in \[preprocess\] of "
-        r"model.toml so that pictures fit into batches, or use a batch size of 1$",
+        r"model.toml so that images fit into batches, or use a batch size of 1$",
     ):
         open_batches(str(tmp_path), [spec], 2)
     with pytest.raises(DataError, match=r"the size of 'image' \(N, 3, 4, W\) open"):
@@ -309,7 +309,9 @@ def test_data_of_no_known_kind_is_told(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_text("1,2,3")
     with pytest.raises(DataError) as caught:
         open_batches(str(tmp_path / name), OPEN, 8)
-    assert str(caught.value) == f"{tmp_path / name} is no kind of data that trtq reads; give {ACCEPTED_DATA}"
+    assert (
+        str(caught.value) == f"{tmp_path / name} is not a kind of data that trtq reads; give {ACCEPTED_DATA}"
+    )
 
 
 # Made-up numbers

@@ -39,7 +39,9 @@ def test_inputs_saved_by_polygraphy_are_read(tmp_path: Path) -> None:
 
 def test_a_feed_of_polygraphy_that_does_not_fit_is_refused_and_not_left_out(tmp_path: Path) -> None:
     _save_json(tmp_path / "inputs.json", [{"x": X[:4]}, {"x": X[:3]}])
-    with pytest.raises(DataError, match=r"inputs.json, feed 1 has shape \(3, 2\), the model wants \(4, 2\)"):
+    with pytest.raises(
+        DataError, match=r"inputs.json, feed 1 has shape \(3, 2\), the model expects \(4, 2\)"
+    ):
         list(open_batches(str(tmp_path / "inputs.json"), FIXED, 8))
 
 

@@ -117,7 +117,7 @@ def test_the_same_data_at_another_path_is_the_same() -> None:
 
 
 def test_other_tensors_are_refused_with_one_of_them() -> None:
-    with pytest.raises(ArtifactError, match=r"other tensors than a: only b has 'more'; take the same --skip"):
+    with pytest.raises(ArtifactError, match=r"other tensors than a: only b has 'more'; use the same --skip"):
         refuse_other(_part(t=[1.0], more=[1.0]), "b", _part(t=[1.0]), "a")
     with pytest.raises(ArtifactError, match=r"only a has 'more'"):
         refuse_other(_part(t=[1.0]), "b", _part(t=[1.0], more=[1.0]), "a")
@@ -187,7 +187,7 @@ def test_the_content_that_is_damaged_below_is_whole(tmp_path: Path) -> None:
         ({"inputs": ...}, "missing required field `inputs`"),
         ({"inputs": {}}, "there are samples without inputs"),
         ({"magnitudes": {"h": 10**400}}, "int too large to convert to float"),
-        ({"num_samples": -1}, "-1 is no number of samples or feeds"),
+        ({"num_samples": -1}, "-1 is not a number of samples or feeds"),
         ({"feeds": {"a": 1.5}}, "Expected `int`, got `float`"),
         ({"feeds": {"c": 1}}, "there are feeds of 'c', which is no tensor"),
         ({"inputs": {"x": [[[1, 3], True]]}}, "Expected `int`, got `bool`"),

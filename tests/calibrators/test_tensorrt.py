@@ -127,8 +127,9 @@ def test_a_batch_of_another_shape_is_refused(shape: tuple[int, ...]) -> None:
     shown = ", ".join(str(dim) for dim in shape)
     with pytest.raises(
         DataError,
-        match=rf"^input 'image' of feed 1 has shape \({shown}\), the calibration profile wants \(2, 3\) of "
-        r"every batch but a smaller last one; make all batches alike, or give their shape with --opt-shapes$",
+        match=rf"^input 'image' of feed 1 has shape \({shown}\), the calibration profile needs \(2, 3\) of "
+        r"every batch but a smaller last one; make all batches alike, or give their shape with "
+        r"--opt-shapes$",
     ):
         calibrator.raise_if_wrong()
 
@@ -278,7 +279,7 @@ def test_no_ranges_are_refused(trt: ModuleType) -> None:
 @pytest.mark.parametrize("name", ["", "a\nb: 3f800000\nc"])
 def test_a_name_that_no_cache_can_hold_is_refused(name: str, trt: ModuleType) -> None:
     with pytest.raises(
-        UsageError, match=r"cannot stand in a calibration cache, which has one name a line; rename it$"
+        UsageError, match=r"cannot stand in a calibration cache, which has one name per line; rename it$"
     ):
         make_scale_calibrator(trt, {name: 0.5})
 

@@ -109,7 +109,7 @@ def test_where_only_one_of_the_two_has_an_operator_the_other_option_is_named(fol
     result = trtq(*BUILD, "--ort-custom-ops", LIBRARY, "--backend", "tensorrt-rtx")
     assert result.exit_code == 2
     assert (
-        "but TensorRT does not know it; name the library of its plugin with --plugins, or take"
+        "but TensorRT does not know it; name the library of its plugin with --plugins, or use"
         in result.stderr
     )
 
@@ -132,5 +132,7 @@ def test_what_is_no_library_of_operators_is_told(folder: Path) -> None:
     use_operators(OperatorSpec())
     with pytest.raises(ModelError, match=r"--ort-custom-ops names a library that has it$"):
         open_session(Path("net.onnx"), optimize=False)
-    with pytest.raises(ModelError, match=r"^node 'parts' is ai\.onnx\.contrib::NegPos, which is no standard"):
+    with pytest.raises(
+        ModelError, match=r"^node 'parts' is ai\.onnx\.contrib::NegPos, which is not a standard"
+    ):
         load(Path("net.onnx"), min_opset=19)

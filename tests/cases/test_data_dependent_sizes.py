@@ -48,7 +48,7 @@ def build(model: Path, **options: Any) -> trtq.Report:
 def test_other_sizes_are_unverified_with_the_output(detector: Callable[[str], Path], more: str) -> None:
     report = build(detector(more))
     assert report.verdict == "unverified"
-    assert report.reasons[0].startswith("output 'boxes' of engine has another size than that of fp32 in ")
+    assert report.reasons[0].startswith("output 'boxes' of engine differs in size from that of fp32 in ")
 
 
 def test_labels_of_another_output_say_nothing_of_the_boxes(detector: Callable[[str], Path]) -> None:
@@ -80,7 +80,7 @@ def test_a_metric_that_does_not_read_the_boxes_says_nothing_of_them(
     )
     report = build(detector(", float[N, 16] raw"), metric=f"{tmp_path / 'metric.py'}:score")
     assert report.verdict == "unverified"
-    assert report.reasons[0].startswith("output 'boxes' of engine has another size than that of fp32 in ")
+    assert report.reasons[0].startswith("output 'boxes' of engine differs in size from that of fp32 in ")
 
 
 def test_compare_says_that_nothing_was_compared(detector: Callable[[str], Path], tmp_path: Path) -> None:
@@ -90,4 +90,4 @@ def test_compare_says_that_nothing_was_compared(detector: Callable[[str], Path],
     arguments = ["compare", str(model), str(quantized), "--data", str(model.with_name("x.npz"))]
     result = CliRunner().invoke(main, arguments)
     assert result.exit_code == 0
-    assert "UNVERIFIED: output 'boxes' of model.int8.onnx has another size" in " ".join(result.stdout.split())
+    assert "UNVERIFIED: output 'boxes' of model.int8.onnx differs in size" in " ".join(result.stdout.split())

@@ -54,7 +54,7 @@ def test_an_empty_cache_is_calibrated_and_compared(tmp_path: Path, length: str) 
 def test_a_size_that_the_model_does_not_have_is_refused(tmp_path: Path) -> None:
     spec = _save(tmp_path, "4", (0, 32))
     with pytest.raises(
-        DataError, match=r"input 'past' of .* has shape \(8, 0, 32\), the model wants \(B, 4, 32\)"
+        DataError, match=r"input 'past' of .* has shape \(8, 0, 32\), the model expects \(B, 4, 32\)"
     ):
         trtq.calibrate(tmp_path / "m.onnx", spec=spec)
 

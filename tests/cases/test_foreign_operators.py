@@ -108,9 +108,9 @@ def test_int4_of_tensorrt_is_that_of_onnx(tmp_path: Path) -> None:
             "trt.TRT_FP4QDQ",
             "a placeholder of modelopt for an NVFP4 weight; export the model by NVFP4QuantExporter",
         ),
-        ("trt.TRT_Mine", "no standard ONNX operator; TensorRT has it only as a plugin"),
-        ("trt.Mine", "no standard ONNX operator; TensorRT has it only as a plugin"),
-        ("mine.Relu", "no standard ONNX operator; TensorRT has it only as a plugin"),
+        ("trt.TRT_Mine", "not a standard ONNX operator; TensorRT has it only as a plugin"),
+        ("trt.Mine", "not a standard ONNX operator; TensorRT has it only as a plugin"),
+        ("mine.Relu", "not a standard ONNX operator; TensorRT has it only as a plugin"),
     ],
 )
 def test_what_cannot_be_compared_is_refused(tmp_path: Path, operator: str, words: str) -> None:

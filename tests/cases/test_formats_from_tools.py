@@ -252,7 +252,11 @@ def test_nvfp4_of_modelopt_runs_in_nvfp4_and_is_compared_but_not_packaged(tmp_pa
 @pytest.mark.parametrize(
     ("backend", "targets", "words"),
     [
-        ("tensorrt-rtx", ("8.9",), "its codes are float4e2m1, which compute capability 8.9 does not have"),
+        (
+            "tensorrt-rtx",
+            ("8.9",),
+            "its quantized values are float4e2m1, which compute capability 8.9 does not have",
+        ),
         ("onnxruntime", (), "which ONNX Runtime cannot run; build .* with --backend tensorrt-rtx"),
     ],
 )

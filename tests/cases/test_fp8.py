@@ -158,8 +158,8 @@ def test_the_cost_of_layers_is_measured_in_fp8(folder: Path) -> None:
 @pytest.mark.parametrize("capability", ["8.6", "8.0"])
 def test_a_gpu_without_fp8_is_refused(folder: Path, capability: str) -> None:
     message = (
-        f"--fp8 needs GPUs of compute capability 8.9 or newer, and the engine is for {capability}; give "
-        f"--compute-capability 8.9, or take --int8"
+        f"--fp8 needs GPUs of compute capability 8.9 or newer, and the engine is for {capability}; "
+        "give --compute-capability 8.9, or take --int8"
     )
     code, said = _trtq("build", folder / "m.onnx", "--fp8", "--calib-data", folder / "x.npz",
                        "--backend", "tensorrt-rtx", "--compute-capability", capability)  # fmt: skip

@@ -83,8 +83,8 @@ def test_the_file_of_a_report_and_its_folder_are_kept(folder: Path) -> None:
     measured = (folder / "m.sensitivity.json").read_bytes()
     report = ("report", "m.trtq", "--sensitivity", "m.sensitivity.json", "-o")
     assert "m.sensitivity.json is read by this command" in run(*report, "m.sensitivity.json").stderr
-    assert "would lie in m.trtq, which is read by this command" in run(*report, "m.trtq/a.html").stderr
-    assert "would lie in m.trtq, which" in run("bench", "m.trtq", "-o", "m.trtq/b.json").stderr
+    assert "would be inside m.trtq, which is read by this command" in run(*report, "m.trtq/a.html").stderr
+    assert "would be inside m.trtq, which" in run("bench", "m.trtq", "-o", "m.trtq/b.json").stderr
     assert (folder / "m.sensitivity.json").read_bytes() == measured
     assert run("verify", "m.trtq", "-q").exit_code == 0
 

@@ -142,14 +142,14 @@ def test_an_embedding_in_int8_leaves_the_products_behind_it_to_the_data(tmp_path
     np.savez(tmp_path / "x.npz", ids=_RNG.integers(0, 50, (32, 8)))
     report = build(tmp_path / "m.onnx", spec=spec_of(tmp_path / "m.onnx"), target=CHEAP)
     assert (report.verdict, report.engine.layers_quantized) == ("pass", 2)
-    assert [(item.name, item.reason) for item in report.given] == [("emb", "its table comes quantized")]
+    assert [(item.name, item.reason) for item in report.given] == [("emb", "its table is already quantized")]
     assert quantizers(report) == ["r"]  # fc0 reads what the table's own scale makes
 
 
 CASES = [
     pytest.param(
         f"wd = DequantizeLinear (codes, ws, z) [conv0] a = Conv <pads = [1,1,1,1]> (x, wd) {REST}",
-        {"conv0": "its weight comes quantized"},
+        {"conv0": "its weight is already quantized"},
         ["b", "e"],
         id="weights alone",
     ),
@@ -219,8 +219,8 @@ def test_without_data_the_model_is_built_as_it_is_and_its_float_layers_are_named
     )  # fmt: skip
     assert {item.name for item in report.kept_float} == {"conv1", "conv2"}
     assert watcher.warnings == [
-        "the model comes with Q/DQ, and 2 more layers could be quantized, such as 'conv1'; no data is there "
-        "to do it with, so it is built as it is; give --calib-data"
+        "the model already has Q/DQ, and 2 more layers could be quantized, such as 'conv1'; no data "
+        "is there to do it with, so it is built as it is; give --calib-data"
     ]
 
 
@@ -258,8 +258,8 @@ def test_a_fully_quantized_model_passes_by_a_reference_alone(write: Write) -> No
     alone = build(whole, spec=spec_of(model), target=CHEAP)
     assert (alone.verdict, pairs_of(alone), alone.calibration) == ("unverified", {("int8", "given")}, None)
     assert alone.reasons == (
-        "the model came quantized and was compared with itself, which does not tell what quantizing it cost; "
-        "give the float model with --reference",
+        "the model was already quantized and was compared with itself, which does not show what "
+        "quantization cost; give the float model with --reference",
     )
     judged = build(whole, spec=spec_of(model, reference=str(reference)), target=CHEAP)
     assert (judged.verdict, pairs_of(judged)) == ("pass", {("int8", "fp32")})

@@ -75,7 +75,7 @@ def test_tiff_is_read_as_other_pictures(tmp_path: Path) -> None:
 def test_several_pages_or_frames_are_refused(tmp_path: Path, name: str, exif: bool) -> None:
     first, second = (Image.new("RGB", (4, 4), color) for color in ("red", "blue"))
     first.save(tmp_path / name, save_all=True, append_images=[second])
-    with pytest.raises(DataError, match=rf"{name} holds 2 pages or frames; save each as a picture of its"):
+    with pytest.raises(DataError, match=rf"{name} holds 2 pages or frames; save each as a separate image"):
         read(tmp_path / name, exif=exif)
 
 

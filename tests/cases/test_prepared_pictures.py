@@ -88,12 +88,12 @@ _COMMANDS = {
 @pytest.mark.parametrize("name", _COMMANDS)
 def test_every_command_that_reads_pictures_says_how_they_are_prepared(folder: Path, name: str) -> None:
     unsaid = run(*_COMMANDS[name]).stderr
-    assert "warning: pictures are prepared so: RGB, size of the model, / 255, mean [0.485, " in unsaid
-    assert "what ImageNet classifiers want" in unsaid
+    assert "warning: image preprocessing: RGB, size of the model, / 255, mean [0.485, " in unsaid
+    assert "these are the ImageNet defaults" in unsaid
     (folder / "m.toml").write_text("[preprocess]\nexif = true\n")
     said = run(*_COMMANDS[name]).stderr
-    assert "note: pictures are prepared so: turned by EXIF, RGB, size of the model, / 255, mean " in said
-    assert said.count("are prepared so") == 1
+    assert "note: image preprocessing: turned by EXIF, RGB, size of the model, / 255, mean " in said
+    assert said.count("image preprocessing") == 1
     if name != "bench":
         told = run(*_COMMANDS[name], "--channels", "BGR", "--mean", "0", "--std", "0.5,1,2").stderr
         assert "turned by EXIF, BGR, size of the model, / 255, mean [0.0], std [0.5, 1.0, 2.0], " in told
@@ -116,7 +116,7 @@ def test_the_worst_pictures_are_told_by_their_names(folder: Path) -> None:
 
 def test_a_package_says_how_the_pictures_of_its_warm_up_are_prepared(folder: Path) -> None:
     run(*_COMMANDS["build"], "-q")
-    assert "the warm-up's pictures are prepared so: RGB, " in run("package", "m.trtq", "--triton", "r").stdout
+    assert "image preprocessing of the warm-up: RGB, " in run("package", "m.trtq", "--triton", "r").stdout
 
 
 @pytest.mark.parametrize(
@@ -185,7 +185,7 @@ def test_a_model_that_normalizes_itself_contradicts_pictures_that_are_normalized
     model = load(save_model(tmp_path / "m.onnx", opening, conv), min_opset=1).model
     top, scale = ("255", "1.0") if wanted is PIXELS else ("1", "0.0039215")
     said = find_contradiction(model, IMAGENET)
-    assert f"seems to take 0 to {top}, but pictures become -2.12 to 2.64" in said
+    assert f"seems to expect 0 to {top}, but images become -2.12 to 2.64" in said
     assert f"set `scale = {scale}" in said
     assert find_contradiction(model, UNIT if wanted is PIXELS else PIXELS)
     assert find_contradiction(model, wanted) == ""
@@ -218,7 +218,7 @@ def test_the_range_of_a_quantized_input_contradicts_other_pictures(tmp_path: Pat
     found = load(path, min_opset=1).model
     assert find_contradiction(found, IMAGENET) == ""
     for steps in (UNIT, PIXELS):
-        assert "quantizes 'x' to a range up to 2.66, but pictures become 0 to" in find_contradiction(
+        assert "quantizes 'x' to a range up to 2.66, but images become 0 to" in find_contradiction(
             found, steps
         )
 
@@ -226,4 +226,4 @@ def test_the_range_of_a_quantized_input_contradicts_other_pictures(tmp_path: Pat
 def test_a_build_warns_of_a_contradiction(folder: Path) -> None:
     save_model(folder / "m.onnx", *_OPENINGS["divides"][:2])
     said = run(*_COMMANDS["calibrate"]).stderr
-    assert "warning: the model prepares 'x' itself (Div) and seems to take 0 to 255" in said
+    assert "warning: the model prepares 'x' itself (Div) and seems to expect 0 to 255" in said

@@ -93,7 +93,7 @@ HEAD = '<ir_version: 9, opset_import: ["" : 19]>'
         ),
         pytest.param(
             lambda: _parse(QUANTIZED % "uint8 z = {0}"),
-            "node 'first' (QuantizeLinear): its codes are uint8, which TensorRT takes for int8",
+            "node 'first' (QuantizeLinear): its quantized values are uint8, which TensorRT reads as int8",
             id="uint8",
         ),
     ],
@@ -168,19 +168,19 @@ def _folder_of_text() -> None:
         pytest.param(
             lambda: np.savez("bad.npz", x=_samples()[:, :1]),
             "bad.npz",
-            "input 'x' of bad.npz, samples 0 to 7 has shape (8, 1, 8, 8), the model wants (N, 3, 8, 8)",
+            "input 'x' of bad.npz, samples 0 to 7 has shape (8, 1, 8, 8), the model expects (N, 3, 8, 8)",
             id="shape",
         ),
         pytest.param(
             lambda: np.save("bad.npy", _samples().reshape(20, -1)),
             "bad.npy",
-            "input 'x' of bad.npy, samples 0 to 7 has shape (8, 192), the model wants (N, 3, 8, 8)",
+            "input 'x' of bad.npy, samples 0 to 7 has shape (8, 192), the model expects (N, 3, 8, 8)",
             id="rank",
         ),
         pytest.param(
             lambda: np.savez("bad.npz", x=_samples().astype(np.uint8)),
             "bad.npz",
-            "input 'x' of bad.npz, samples 0 to 7 is uint8, the model wants float32",
+            "input 'x' of bad.npz, samples 0 to 7 is uint8, the model expects float32",
             id="dtype",
         ),
         pytest.param(
@@ -212,7 +212,7 @@ def _folder_of_text() -> None:
         pytest.param(
             lambda: Path("bad.csv").write_text("1,2"),
             "bad.csv",
-            "bad.csv is no kind of data that trtq reads; give an .npz",
+            "bad.csv is not a kind of data that trtq reads; give an .npz",
             id="kind",
         ),
         pytest.param(
@@ -224,7 +224,7 @@ def _folder_of_text() -> None:
         pytest.param(
             _folder_of_feeds,
             "bad",
-            "input 'x' of bad/1.npz has shape (4, 3, 4, 8), the model wants (N, 3, 8, 8)",
+            "input 'x' of bad/1.npz has shape (4, 3, 4, 8), the model expects (N, 3, 8, 8)",
             id="feed",
         ),
         pytest.param(_folder_of_text, "bad", "bad/cat.png cannot be read as an image: ", id="image"),

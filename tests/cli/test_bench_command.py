@@ -82,7 +82,7 @@ def test_the_speed_gate_decides_the_exit_code(monkeypatch: pytest.MonkeyPatch) -
     good, open_, bad = judge([1.2] * 10), judge([1.2] * 3), judge([0.8] * 10)
     assert [result.exit_code for result in (good, open_, bad)] == [0, 0, 3]
     measured = "0.80 times as fast as fp32 (0.80 to 0.80 with 95% confidence, 10 rounds)"
-    told = f"int8 is {measured}, the gate wants 1.05"
+    told = f"int8 is {measured}, the gate requires 1.05"
     assert f"speed: FAIL: {told}" in bad.stdout
     assert bad.stderr == f"warning: a warning\nerror: the speed gate failed: {told}\n"
     assert "speed: PASS: int8 is 1.20 times as fast as fp32 (1.20 to 1.20 with 95%" in good.stdout

@@ -25,7 +25,7 @@ note: input 'image' is dynamic: profile from the data, min 1x1x8x8, opt 8x1x8x8,
 """
 ON_CPU = " --backend onnxruntime" if explain_missing_gpu() else ""
 NEXT = f"""\
-page DIR/model.trtq/report.html
+open DIR/model.trtq/report.html
 run trtq run DIR/model.trtq --data DIR/evaluation.npz -o outputs.npz{ON_CPU}
 """
 UNCHANGED = (
@@ -43,7 +43,7 @@ compared on 600 samples of DIR/evaluation.npz
 model.engine # MB 11 of 11 quantized layers run in INT8
 profile of image: min 1x1x8x8 opt 8x1x8x8 max 8x1x8x8
 calibrated on 512 samples by {METHOD} in # s
-repairs: ...; # -> # dB SQNR on 64 calibration samples held back
+repairs: ...; # -> # dB SQNR on 64 held-out calibration samples
 sizes model.onnx # kB model.fp16.onnx # kB model.int8.onnx # kB model.engine # MB
 times calibrate # s repair # s quantize # s build # s compare # s
 """
@@ -98,8 +98,8 @@ def test_build_says_when_nothing_has_changed(model: Path, plain: Callable[[str],
     result = trtq("build", model)
     assert result.exit_code == 0
     assert plain(result.stdout) == (
-        f"{REPORT}used again from the earlier build: everything\nwritten to DIR/model.trtq\n"
-        f"PASS # of the MACs run in INT8\n{NEXT}"
+        f"{REPORT}reused from the earlier build: everything\nwritten to DIR/model.trtq\nPASS # of the "
+        f"MACs run in INT8\n{NEXT}"
     )
     assert plain(result.stderr) == UNCHANGED
 
@@ -153,7 +153,7 @@ def test_a_dry_run_shows_the_plan_and_writes_nothing(demo_folder: Path) -> None:
 def test_what_is_of_no_use_with_a_dry_run_is_refused(option: tuple[str, str], tmp_path: Path) -> None:
     result = trtq("build", tmp_path / "model.onnx", "--dry-run", *option)
     assert result.exit_code == 2
-    wanted = f"error: {option[0]} is of no use with --dry-run: no model is run and nothing is written\n"
+    wanted = f"error: {option[0]} has no effect with --dry-run: no model is run and nothing is written\n"
     assert result.stderr == wanted
 
 
@@ -213,8 +213,8 @@ def test_build_without_a_builder_names_the_layers_that_do_not_run_in_int8(
     assert fallen.count(" (") + int(more[1] if more else 0) == 11 - int(covered[1]) > 0
     verdict, page, advice, run = shown.splitlines()[-4:]
     assert verdict == "PASS, but only # of the MACs run in INT8"
-    assert page == f"page {tmp_path / 'out' / 'report.html'}"
-    assert advice == "try trtq inspect DIR/model.onnx --placement # why layers stay float"
+    assert page == f"open {tmp_path / 'out' / 'report.html'}"
+    assert advice == "try trtq inspect DIR/model.onnx --placement # shows why layers stay in float"
     assert run == f"run trtq run {tmp_path / 'out'} --data DIR/evaluation.npz -o outputs.npz"
 
 
@@ -297,15 +297,15 @@ def test_a_failed_gate_is_exit_3_with_the_report_before_and_again_when_nothing_h
     assert result.stdout.endswith("FAIL\n")
     error, page, advice = result.stderr.splitlines()[-3:]
     assert re.fullmatch(
-        r"error: the accuracy gate failed: output 'logits' has cosine \d\.\d+ to fp32, the gate wants 1; "
-        r"worst samples: \d+ \(\d\.\d+\).*",
+        r"error: the accuracy gate failed: output 'logits' has cosine \d\.\d+ to fp32, the gate "
+        r"requires 1; worst samples: \d+ \(\d\.\d+\).*",
         error,
     )
-    assert page == f"  page  {tmp_path / 'out' / 'report.html'}"
+    assert page == f"  open  {tmp_path / 'out' / 'report.html'}"
     assert advice == (
         f"  try   trtq build {model} --backend onnxruntime --calib-method minmax --calib-samples 64 "
-        f"--eval-samples 64 -o {tmp_path / 'out'} --min-cosine 1 --repair auto --effort balanced  "
-        f"# no repair and no other range was tried"
+        f"--eval-samples 64 -o {tmp_path / 'out'} --min-cosine 1 --repair auto --effort balanced  # "
+        "tries repairs and other calibration methods"
     )
     again = trtq("build", model, *arguments, "--json", "-q")  # nothing has changed
     assert again.exit_code == 3

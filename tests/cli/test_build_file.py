@@ -135,7 +135,7 @@ def test_elsewhere_tensorrt_may_be_what_builds_and_one_key_signs_all(folder: Pat
         ("kind = 1", "a kind is a section [kind.NAME], with a name for `on`"),
         (
             '[kind."a b"]',
-            "[kind.a b]: its name becomes a part of folders' names; take letters, digits, '.', '_' and '-'",
+            "[kind.a b]: its name becomes a part of folders' names; use letters, digits, '.', '_' and '-'",
         ),
         (
             "[kind.a]\nresources = []",
@@ -158,8 +158,8 @@ def test_a_wrong_kind_is_told(text: str, line: str, folder: Path) -> None:
         ('["a", "b", "a"]', "on names a kind twice: a, b, a"),
         (
             '["a & b"]',
-            "on: 'a & b' is no name of a kind; take letters, digits, '.', '_' and '-', and name other "
-            "resources in a section [kind.NAME]",
+            "on: 'a & b' is not a valid kind name; use letters, digits, '.', '_' and '-', and name "
+            "other resources in a section [kind.NAME]",
         ),
     ],
 )
@@ -244,7 +244,7 @@ def test_everything_that_is_wrong_is_told_at_once(folder: Path) -> None:
         ("defaults = 1", "[defaults] is a section, and every [[build]] is one, with two brackets"),
         (
             '[[build]]\nmodel = "a.onnx"\nmemory = "lots"',
-            "build 1 (a.onnx): 'lots' is no size; write bytes, or a number with K, M or G",
+            "build 1 (a.onnx): 'lots' is not a size; write bytes, or a number with K, M or G",
         ),
         (
             '[[build]]\nmodel = "a.onnx"\nmin-cosine = true',

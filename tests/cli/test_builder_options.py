@@ -124,7 +124,7 @@ def test_an_implicit_build_is_told_as_such(model: Path, tmp_path: Path, tensorrt
     shown = [" ".join(line.split()) for line in result.stdout.splitlines()]
     assert any(line.endswith("11 of 11 implicitly quantized layers run in INT8") for line in shown)
     assert "calibrated on 128 samples by TensorRT's own EntropyCalibration2" in shown
-    assert "implicit quantization: as asked; TensorRT 11 has it no more" in shown
+    assert "implicit quantization: as asked; TensorRT 11 no longer has it" in shown
     assert "note: TensorRT's own EntropyCalibration2 runs over the data\n" in result.stderr
     assert _manifest(tmp_path / "out")["commands"]["engine"].startswith("trtexec --onnx=model.float.onnx ")
 

@@ -145,7 +145,7 @@ def test_other_calibrators_stand_in_the_name_of_the_file(old: Path) -> None:
     ("content", "arguments", "message"),
     [
         (OLD, (), r"^nothing to convert to: give --to, --tensorrt or both$"),
-        (OLD, ("--tensorrt", "x"), r"^'x' is no version of TensorRT; write it like 8\.6\.1 or 10\.3$"),
+        (OLD, ("--tensorrt", "x"), r"^'x' is not a TensorRT version; write it like 8\.6\.1 or 10\.3$"),
         (OLD, ("--tensorrt", "11"), r"^TensorRT 11 reads no calibration cache, those of 5 to 10 do; for "),
         (
             b"x: 0\n",

@@ -83,18 +83,24 @@ def test_a_part_that_misses_is_refused(model: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (("--shard", "3"), "'3' is no shard; write a part and their number, such as 3/8"),
+        (("--shard", "3"), "'3' is not a shard; write a part and their number, such as 3/8"),
         (("--shard", "1/2"), "--shard observes a part of the data, which gives no ranges: name a file with"),
-        (("--calib-memory", "much"), "'much' is no size"),
-        (("--statistics", "s.npz", "--calib-data", "d.npz"), "--calib-data is of no use with --statistics"),
-        (("--statistics", "s.npz", "--checkpoint", "c.npz"), "--checkpoint is of no use with --statistics"),
-        (("--statistics", "s.npz", "--calib-samples", "8"), "--calib-samples is of no use with --statistics"),
-        (("--statistics", "s.npz", "--calib-batch-size", "8"), "--calib-batch-size is of no use with"),
-        (("--statistics", "s.npz", "--calib-memory", "1G"), "--calib-memory is of no use with --statistics"),
-        (("--statistics", "s.npz", "--calib-device", "cpu"), "--calib-device is of no use with --statistics"),
+        (("--calib-memory", "much"), "'much' is not a size"),
+        (("--statistics", "s.npz", "--calib-data", "d.npz"), "--calib-data has no effect with --statistics"),
+        (("--statistics", "s.npz", "--checkpoint", "c.npz"), "--checkpoint has no effect with --statistics"),
+        (
+            ("--statistics", "s.npz", "--calib-samples", "8"),
+            "--calib-samples has no effect with --statistics",
+        ),
+        (("--statistics", "s.npz", "--calib-batch-size", "8"), "--calib-batch-size has no effect with"),
+        (("--statistics", "s.npz", "--calib-memory", "1G"), "--calib-memory has no effect with --statistics"),
+        (
+            ("--statistics", "s.npz", "--calib-device", "cpu"),
+            "--calib-device has no effect with --statistics",
+        ),
         (
             ("--shard", "1/2", "--save-statistics", "s.npz", "-o", "r.json"),
-            "--output is of no use with --shard: a part of the data gives no ranges",
+            "--output has no effect with --shard: a part of the data gives no ranges",
         ),
         (("--checkpoint-seconds", "nan"), "between checkpoints must be a number, 0 or more, got nan"),
         (("--statistics", "absent.npz"), "there are no statistics absent.npz; `trtq calibrate` writes them"),

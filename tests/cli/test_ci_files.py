@@ -59,7 +59,7 @@ def test_a_build_and_a_comparison_tell_each_gate_in_the_summary_and_as_test_case
     outputs = [f"cosine of output 'logits' to {reference}" for reference in ("fp32", "fp16")]
     assert [*cases] == [*outputs, "accuracy beside fp32", "verdict"]
     assert {tag for tag, _ in cases.values()} == {"system-out"}
-    assert cases[outputs[0]][1].endswith(", the gate wants 0.99")
+    assert cases[outputs[0]][1].endswith(", the gate requires 0.99")
     summary = Path("summary.md").read_text()
     assert summary.startswith("# Before\n### PASS: model.onnx in INT8 by onnxruntime")
     assert "| accuracy beside fp32 | PASS | " in summary
@@ -103,7 +103,7 @@ def test_files_for_ci_are_looked_at_before_any_work(demo: Path) -> None:
         ("compare", "model.onnx", "model.onnx"),
     ):
         result = trtq(*command, "--summary", "s.json")
-        assert "--summary writes Markdown, and s.json is named as JSON; take --json for the" in result.stderr
+        assert "--summary writes Markdown, and s.json is named as JSON; use --json for the" in result.stderr
     result = trtq("build", "model.onnx", "--junit", "model.onnx")
     assert "model.onnx is read by this command; choose another file with --junit" in result.stderr
     result = trtq("compare", "model.onnx", "model.onnx", "--summary", "a/b.md", "-q")

@@ -34,52 +34,47 @@ def test_help_is_short_and_whole(option: str) -> None:
     assert result.stdout == (
         "Usage: trtq [OPTIONS] COMMAND [ARGS]...\n"
         "\n"
-        "  From a float ONNX model to a verified INT8 TensorRT engine, with or without a\n"
-        "  GPU.\n"
+        "  Turn a float ONNX model into a verified INT8 TensorRT engine, with or without\n"
+        "  a GPU.\n"
         "\n"
         "    trtq build model.onnx --int8 --calib-data calib.npz\n"
         "\n"
-        "  Exit codes: 0 done, and no gate failed; 2 bad input or usage; 3 the accuracy\n"
-        "  or speed gate failed, or an export differs from PyTorch; 4 a build failed; 5\n"
-        "  something needed is not installed.\n"
+        "  Exit codes: 0 success; 2 bad input or usage; 3 the accuracy or speed gate\n"
+        "  failed, or an export differs from PyTorch; 4 a build failed; 5 a required\n"
+        "  package is not installed.\n"
         "\n"
         "Options:\n"
         "  -V, --version  Show the version and exit.\n"
         "  -h, --help     Show this message and exit.\n"
         "\n"
         "Commands:\n"
-        "  init              Write the settings of a model to begin with.\n"
-        "  export            Export a PyTorch module to an ONNX file that computes the\n"
-        "                    same.\n"
-        "  plan              Show how much GPU memory a model needs in each precision,\n"
-        "                    and what fits.\n"
-        "  build             Build a verified INT8 (or FP16) engine from a float ONNX\n"
-        "                    model.\n"
-        "  build-all         Build several models at once, from one file.\n"
-        "  calibrate         Estimate the ranges of a model's tensors from data.\n"
-        "  merge-statistics  Join the statistics of the parts of the calibration data.\n"
-        "  quantize          Write a model with Q/DQ from a float model and its ranges.\n"
-        "  sensitivity       Measure what each quantized layer costs in accuracy.\n"
-        "  compare           Compare the outputs of two ONNX models on the same data.\n"
-        "  run               Run what was built on data, and write its outputs.\n"
-        "  report            Write the page of a build again, with the measured cost of\n"
-        "                    each layer.\n"
-        "  bench             Measure how fast models and engines are, side by side.\n"
-        "  package           Add a build to a model repository of Triton, or write it for\n"
+        "  init              Write a commented settings file to start from.\n"
+        "  export            Export a PyTorch module to ONNX and check that both agree.\n"
+        "  plan              Estimate the GPU memory a model needs in each precision.\n"
+        "  build             Build a verified INT8 (or FP8, FP16, ...) engine from an\n"
+        "                    ONNX model.\n"
+        "  build-all         Build several models, described in one file.\n"
+        "  calibrate         Compute the calibration ranges of a model from data.\n"
+        "  merge-statistics  Merge the calibration statistics of all shards of the data.\n"
+        "  quantize          Write the Q/DQ model from a float model and its ranges.\n"
+        "  sensitivity       Measure the accuracy cost of each quantized layer.\n"
+        "  compare           Compare the outputs of two models on the same data.\n"
+        "  run               Run a build on data and save its outputs.\n"
+        "  report            Rewrite the HTML report of a build, or compare two builds.\n"
+        "  bench             Measure the speed of models and engines side by side.\n"
+        "  package           Add a build to a Triton model repository, or write it for\n"
         "                    DeepStream.\n"
-        "  lint              Show what TensorRT refuses in a Q/DQ model or runs in float,\n"
-        "                    and the repair.\n"
-        "  cache             Show, convert, compare and write TensorRT's calibration\n"
+        "  lint              Find Q/DQ that TensorRT rejects or silently runs in float.\n"
+        "  cache             Show, convert, compare and write TensorRT calibration\n"
         "                    caches.\n"
-        "  migrate           Carry a model and its calibration cache over to Q/DQ,\n"
-        "                    without data.\n"
+        "  migrate           Turn a model and its calibration cache into a Q/DQ model and\n"
+        "                    an engine.\n"
         "  verify            Check every file of a build folder, and its signature.\n"
-        "  sign              Sign a build folder with a key.\n"
-        "  inspect           Show what a model, ranges, cache or build folder holds.\n"
+        "  sign              Sign a build folder.\n"
+        "  inspect           Show what is in a model, ranges file, cache or build folder.\n"
         "  doctor            Show what is installed and which backends work here.\n"
-        "  demo              Write a small trained model with data, to try trtq with.\n"
-        "  completion        Print what completes commands and options in bash, zsh or\n"
-        "                    fish.\n"
+        "  demo              Write a small trained model with data, for trying out trtq.\n"
+        "  completion        Print a completion script for bash, zsh or fish.\n"
     )
 
 
@@ -124,11 +119,11 @@ def groups_of(name: str) -> list[str]:
 
 def test_many_options_are_shown_in_groups_in_the_order_of_the_work() -> None:
     wanted = [
-        "Data", "Pictures", "Ranges", "Repairs", "Precision", "Layers", "Engine", "Gate", "Settings",
+        "Data", "Images", "Ranges", "Repairs", "Precision", "Layers", "Engine", "Gate", "Settings",
         "Workers",
     ]  # fmt: skip
     assert groups_of("build") == [*wanted, "Output"]
-    own = ("Data", "Pictures", "Repairs", "Workers")
+    own = ("Data", "Images", "Repairs", "Workers")
     assert groups_of("migrate") == [name for name in (*wanted, "Output") if name not in own]
     assert groups_of("bench") == ["Data", "Engine", "Gate", "Time", "Output"]
     assert groups_of("package") == ["Server", "Settings", "Output"]

@@ -40,7 +40,7 @@ def test_the_demo_gets_its_data_and_labels(demo_folder: Path, tmp_path: Path) ->
     (folder / "model.toml").unlink()
     result = trtq("init", folder / "model.onnx")
     assert (result.exit_code, result.stderr) == (0, "")
-    assert result.stdout.startswith(f"written to {folder / 'model.toml'}: imagenet, 'image' takes pictures, ")
+    assert result.stdout.startswith(f"written to {folder / 'model.toml'}: imagenet, 'image' takes images, ")
     assert result.stdout.endswith(f"next: trtq build {folder / 'model.onnx'} --int8\n")
     spec = read_spec(folder / "model.toml")
     assert spec.calibration.data == str(folder / "calibration.npz")
@@ -63,9 +63,9 @@ def test_every_preset_reads_back_and_explains_every_key(preset: str, model: Path
         assert family is not None
         assert found.preprocess.mean == family.preprocess.mean
         assert found.inputs["x"].opt == (8, 3, 64, 48)
-        assert "\n# std: Divided by, one number a channel or one for all." in text
+        assert "\n# std: Standard deviation to divide by, one number per channel or one for all." in text
     assert found.layers.skip == (family.layers.skip if family else ())
-    assert "\n# min_cosine: Gate: the smallest cosine allowed for any output.  [default: 0.99]\n" in text
+    assert "\n# min_cosine: Gate: lowest cosine similarity allowed for any output.  [default: 0.99]\n" in text
     assert max(map(len, text.splitlines())) <= 110
 
 
@@ -146,14 +146,12 @@ def test_nothing_is_written_over_and_what_cannot_be_is_refused(model: Path, path
     Path("net.toml").write_text("mine")
     result = trtq("init", model)
     assert (result.exit_code, Path("net.toml").read_text()) == (2, "mine")
-    assert (
-        result.stderr == "error: net.toml is there already; --force writes over it, -o names another file\n"
-    )
+    assert result.stderr == "error: net.toml already exists; --force overwrites it, -o names another file\n"
     assert trtq("init", model, "--force").exit_code == 0
     arrays = path_of(PLAIN.format(dims="1,3", name="x"))
     result = trtq("init", arrays, "--preset", "yolo")
-    assert "the preset yolo is for pictures, and no input of" in result.stderr
-    with pytest.raises(package.UsageError, match=r"^there is no preset 'x'; take imagenet, yolo, "):
+    assert "the preset yolo is for images, and no input of" in result.stderr
+    with pytest.raises(package.UsageError, match=r"^there is no preset 'x'; use imagenet, yolo, "):
         package.init(arrays, preset="x")
     assert "cannot read the model no.onnx" in trtq("init", "no.onnx").stderr
 
@@ -166,7 +164,7 @@ def test_in_a_terminal_it_asks_and_enter_takes_the_guess(model: Path) -> None:
     done = subprocess.run(command, stdin=theirs, capture_output=True, text=True, check=True)
     for descriptor in (ours, theirs):
         os.close(descriptor)
-    assert "it seems to be imagenet: 'x' takes pictures" in done.stderr
+    assert "it seems to be imagenet: 'x' takes images" in done.stderr
     assert "calibration data, a file or folder [calibration.npz]: " in done.stderr
     spec = read_spec("net.toml")
     assert (spec.calibration.data, spec.evaluation.data) == ("calibration.npz", "more.npz")

@@ -53,7 +53,7 @@ def test_every_finding_has_its_node_reason_and_repair(model: Path) -> None:
         "  quantize (QuantizeLinear): it has the zero point 3; TensorRT takes symmetric quantization only",
         "  dequantize (DequantizeLinear): it has the zero point 3; "
         "TensorRT takes symmetric quantization only",
-        "  trtq build --requantize: int8 codes with zero point 0 and the scale 0.05157",
+        "  trtq build --requantize: int8 values with zero point 0 and the scale 0.05157",
         "refused  int32  1 node",
         "  bias (DequantizeLinear): it dequantizes int32 (a quantized bias), which TensorRT refuses",
         "  trtq build repairs it exactly: a float constant of the same values",

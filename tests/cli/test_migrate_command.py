@@ -50,7 +50,7 @@ def test_a_cache_is_migrated(model: Path, old: Path, tmp_path: Path) -> None:
     assert lines[-4:-1] == [
         f"written to {tmp_path / 'out'}",
         "PASS, but only 0.0% of the MACs run in INT8",
-        f"page {tmp_path / 'out' / 'report.html'}",
+        f"open {tmp_path / 'out' / 'report.html'}",
     ]
     assert lines[-1].startswith(f"run trtq run {tmp_path / 'out'} --data ")
     assert (

@@ -65,7 +65,7 @@ def test_the_advised_command_is_the_given_one_with_the_change(
             {"verdict": "fail", "speed": SpeedVerdict("fail", ("slow",), 1.0, "int8"), "reasons": ("slow",)},
             "bench",
         ),
-        ({"verdict": "fail", "reasons": ("the repairs that round anew may be the cause",)}, "lint"),
+        ({"verdict": "fail", "reasons": ("the repairs that round again may be the cause",)}, "lint"),
         ({"verdict": "fail", "reasons": ("bad",), "auto": AutoReport("found")}, "sensitivity"),
         ({"verdict": "pass", "quantized_macs": 0.1}, "inspect"),
     ],

@@ -157,7 +157,7 @@ def test_compute_capabilities_are_repeatable() -> None:
 
 @pytest.mark.parametrize("text", ["", "8", "8.9.1", "ampere", "sm_8.x", "1234"])
 def test_what_is_no_compute_capability_is_refused(text: str) -> None:
-    with pytest.raises(UsageError, match=r"is no compute capability; write 8\.9, 89 or sm_89"):
+    with pytest.raises(UsageError, match=r"is not a compute capability; write 8\.9, 89 or sm_89"):
         target("--compute-capability", text)
 
 
@@ -186,7 +186,7 @@ def test_a_size_that_no_memory_has_is_refused(option: str) -> None:
 
 @pytest.mark.parametrize("text", ["much", "-1", "1e9", "4T", "M", "1.5.2G"])
 def test_what_is_no_size_is_refused(text: str) -> None:
-    with pytest.raises(UsageError, match="is no size; write bytes, or a number with K, M or G"):
+    with pytest.raises(UsageError, match="is not a size; write bytes, or a number with K, M or G"):
         target("--workspace", text)
 
 

@@ -48,4 +48,4 @@ def test_a_number_of_versions_is_a_number(text: str, folder: Path, tmp_path: Pat
 def test_what_is_no_build_is_refused(tmp_path: Path) -> None:
     result = trtq("package", tmp_path, "--triton", tmp_path / "models")
     assert result.exit_code == 2
-    assert "is no build folder" in result.stderr
+    assert "is not a build folder" in result.stderr

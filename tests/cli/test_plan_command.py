@@ -42,8 +42,8 @@ def test_a_number_of_parameters_is_a_table() -> None:
         "int4 and nf4 have one FP16 scale for 64 weights; without scales they are 4 bits",
         "trtq build makes them with --fp16 and --weights int8, fp8 (for compute capability 8.9 and newer), "
         "int4 or nf4; fp32 and bf16 are for comparison",
-        "recommended for 8.0 GB: INT4: INT8 does not fit; INT4 is read inside the product, so it is also the "
-        "fastest that does",
+        "recommended for 8.0 GB: INT4: INT8 does not fit; INT4 is dequantized inside the matrix "
+        "multiplication, so it is also the fastest that does",
     ]
 
 
@@ -91,10 +91,10 @@ def test_sensitive_weights_are_counted_in_fewer_bits_if_asked(product: Path) -> 
     ("arguments", "message"),
     [
         ([], "give a model, or --params with a number of parameters, such as 10B"),
-        (["--params", "ten"], "'ten' is no number of parameters; write 10B, 350M or 125000000"),
+        (["--params", "ten"], "'ten' is not a number of parameters; write 10B, 350M or 125000000"),
         (
             ["--params", "1B", "--gpu-memory", "lots"],
-            "'lots' is no size; write bytes, or a number with K, M or G",
+            "'lots' is not a size; write bytes, or a number with K, M or G",
         ),
         (
             ["--params", "1e400"],

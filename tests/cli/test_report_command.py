@@ -54,7 +54,7 @@ def test_a_folder_keeps_what_its_manifest_knows(folder: Path) -> None:
 def test_what_is_no_build_is_told(tmp_path: Path) -> None:
     result = trtq("report", tmp_path / "no")
     assert result.exit_code == 2
-    assert f"{tmp_path / 'no'} is no build folder" in result.stderr
+    assert f"{tmp_path / 'no'} is not a build folder" in result.stderr
 
 
 def test_layers_are_listed_with_v_and_by_inspect(folder: Path) -> None:
@@ -98,7 +98,7 @@ def test_two_builds_stand_side_by_side(folder: Path, tmp_path: Path) -> None:
             (folder, "--summary", tmp_path / "s.md"),
             "--summary shows two builds side by side; give two folders",
         ),
-        ((folder, tmp_path), "is no build folder"),
+        ((folder, tmp_path), "is not a build folder"),
     ):
         result = trtq("report", *arguments)
         assert (result.exit_code, told in result.stderr) == (2, True)

@@ -40,10 +40,10 @@ def test_json_says_what_was_run_on_how_much_and_where(demo_onnxruntime: Path) ->
     ("arguments", "told"),
     [
         (("--data", "nothing.npz"), "nothing.npz"),
-        (("--data", "evaluation.npz", "-o", "model.trtq/out.npz"), "would lie in model.trtq"),
+        (("--data", "evaluation.npz", "-o", "model.trtq/out.npz"), "would be inside model.trtq"),
         (("--data", "evaluation.npz", "-o", "nowhere/out.npz"), "there is no folder"),
         (("--data", "evaluation.npz", "-o", "out.csv"), "outputs are written as .npz, got out.csv"),
-        (("--data", "model.toml"), "is no kind of data that trtq reads"),
+        (("--data", "model.toml"), "is not a kind of data that trtq reads"),
         ((), "Missing option '--data'"),
     ],
 )

@@ -125,7 +125,7 @@ def test_layers_are_ranked_by_a_metric_of_ones_own(model: Path, plain: Callable[
         (("--metric", "accuracy"), "--metric accuracy needs --labels; without labels take sqnr or cosine"),
         (("--metric", "best"), "metric must be top-1, top-5 or script.py:function, got 'best'"),
         (("--chart", "layers.png"), "the chart is an SVG file, layers.png is not named .svg"),
-        (("--skip", "."), "has no layer that is quantized; `trtq inspect --placement` tells why"),
+        (("--skip", "."), "has no layer that is quantized; `trtq inspect --placement` shows why"),
     ],
 )
 def test_what_cannot_be_done_is_told(model: Path, arguments: tuple[str, ...], message: str) -> None:
@@ -172,7 +172,7 @@ def test_a_failed_gate_offers_auto_which_mends_it(model: Path) -> None:
     arguments = ("build", model, "--int8", "--backend", "onnxruntime", "--high-precision", "fp16")
     failed = trtq(*arguments)
     assert failed.exit_code == 3
-    assert failed.stderr.endswith(" --auto  # keeps the cheapest layers float until the gate holds\n")
+    assert failed.stderr.endswith(" --auto  # keeps layers in float until the gate passes\n")
     result = trtq(*arguments, "--auto")
     assert result.exit_code == 0
     assert "--auto: the gate holds: 1 of 3 layers are kept out of INT8, 79.5% of the MACs" in result.stdout
@@ -191,6 +191,6 @@ def test_a_build_folder_has_its_own_settings(model: Path) -> None:
     refused = trtq("sensitivity", folder, "--calib-method", "mse")
     assert refused.exit_code == 2
     assert refused.stderr == (
-        f"error: --calib-method is of no use with the build folder {folder}: its own layers and ranges are "
-        f"measured; give the model instead\n"
+        f"error: --calib-method has no effect with the build folder {folder}: its own layers and "
+        "ranges are measured; give the model instead\n"
     )

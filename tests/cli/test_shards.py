@@ -41,7 +41,7 @@ def test_a_scheduler_says_which_part_it_is(environment: Mapping[str, str], shard
             {"JOB_COMPLETION_INDEX": "3"},
             r"is '3', and JOB_COMPLETIONS, the number of parts, is not set; set it",
         ),
-        ({"RANK": "x", "WORLD_SIZE": "2"}, r"RANK is 'x', which is no number of a part$"),
+        ({"RANK": "x", "WORLD_SIZE": "2"}, r"RANK is 'x', which is not a number of a part$"),
         (
             {
                 "SLURM_ARRAY_TASK_ID": "13",
@@ -64,5 +64,7 @@ def test_auto_is_what_the_environment_says(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setenv("SLURM_ARRAY_TASK_COUNT", "4")
     assert parse_shard("auto") == (3, 4)
     assert parse_shard(" 3/8 ") == (3, 8)
-    with pytest.raises(UsageError, match=r"^'3' is no shard; write a part and their number, such as 3/8, or"):
+    with pytest.raises(
+        UsageError, match=r"^'3' is not a shard; write a part and their number, such as 3/8, or"
+    ):
         parse_shard("3")

@@ -50,9 +50,8 @@ def test_calibrate_writes_the_ranges_of_the_build(
     assert result.exit_code == 0
     count = len(read_ranges(built / "ranges.json").tensors)
     assert plain(result.stdout) == (
-        f"{count} tensors over 512 samples by {METHOD}\n"
-        "repairs: ...; # -> # dB SQNR on 64 calibration samples held back\n"
-        f"written to {tmp_path / 'ranges.json'}\n"
+        f"{count} tensors over 512 samples by {METHOD}\nrepairs: ...; # -> # dB SQNR on 64 calibration "
+        f"held-out samples\nwritten to {tmp_path / 'ranges.json'}\n"
     )
     settings = f"note: settings are read from {model.parent / 'model.toml'}\n"
     assert result.stderr == f"{settings}note: raised the opset from 18 to 19\n"
@@ -155,7 +154,7 @@ def test_compare_has_the_gate_too(model: Path, built: Path) -> None:
     result = trtq("compare", model, built / "model.int8.onnx", *FEW, "-q", "--min-cosine", "1")
     assert (result.exit_code, result.stdout) == (3, "")
     assert result.stderr.startswith("error: the accuracy gate failed: output 'logits' has cosine ")
-    assert "the gate wants 1; worst samples: " in result.stderr
+    assert "the gate requires 1; worst samples: " in result.stderr
 
 
 def test_compare_needs_data(model: Path, tmp_path: Path) -> None:

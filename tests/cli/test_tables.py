@@ -92,7 +92,7 @@ def test_repairs_say_what_they_gained_and_in_detail_what_was_tried() -> None:
     brief, verbose = (
         printed(replace(report(0), repairs=repairs), verbose=is_verbose) for is_verbose in (False, True)
     )
-    told = "repairs: equalize 0.5 (ranges by mse); 20.0 -> 23.2 dB SQNR on 32 calibration samples held back"
+    told = "repairs: equalize 0.5 (ranges by mse); 20.0 -> 23.2 dB SQNR on 32 held-out calibration samples"
     assert told in brief
     assert not any("bias" in line for line in brief)
     place = verbose.index(told)

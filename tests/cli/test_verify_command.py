@@ -93,7 +93,7 @@ def test_a_bad_key_is_told_before_the_build(signed: Path, tmp_path: Path) -> Non
     model = signed.parent / "model.onnx"
     result = trtq("build", model, *BUILD, "-o", tmp_path / "out", "--sign-key", model)
     assert result.exit_code == 2
-    assert f"{model} is no private key in PEM; make one with: openssl genpkey" in result.stderr
+    assert f"{model} is not a private key in PEM; make one with: openssl genpkey" in result.stderr
     assert not (tmp_path / "out").exists()
 
 

@@ -248,11 +248,11 @@ def test_a_model_whose_weights_are_all_quantized_is_refused(model: Path, tmp_pat
     )
     arguments = ("--weights", "int4", "--backend", "onnxruntime", "--opt-shapes", "ids:2x8")
     built = trtq("build", tmp_path / "m.onnx", *arguments)
-    assert "no weight can be stored in fewer bits; the report tells why" in built.stderr
+    assert "no weight can be stored in fewer bits; the report says why" in built.stderr
     verdict, page, advice, run = built.stdout.rstrip().splitlines()[-4:]
     assert verdict.startswith("UNVERIFIED")
-    assert page == f"page  {tmp_path / 'm.trtq' / 'report.html'}"
-    assert advice.endswith(" --eval-data DATA  # samples to compare on")
+    assert page == f"open  {tmp_path / 'm.trtq' / 'report.html'}"
+    assert advice.endswith(" --eval-data DATA  # gives data to compare on")
     assert run == f"run   trtq run {tmp_path / 'm.trtq'} --data DATA -o outputs.npz"
 
 
@@ -353,7 +353,7 @@ def test_a_build_of_which_no_weight_is_stored_does_not_pass(model: Path, tmp_pat
     data = ("--eval-data", model.parent / "data.npz", "--backend", "onnxruntime", "--skip", ".")
     result = trtq("build", model, "--weights", "int8", *data, "-o", tmp_path / "out")
     assert result.exit_code == 0
-    assert "no weight can be stored in fewer bits; the report tells why" in result.stderr
+    assert "no weight can be stored in fewer bits; the report says why" in result.stderr
     assert "UNVERIFIED: no weight is stored in fewer bits: what was compared is the float model" in " ".join(
         result.stdout.split()
     )

@@ -96,7 +96,7 @@ def test_an_engine_is_built_on_each_kind_and_a_machine_that_dies_costs_none(
     (folder / "hold").unlink()
     _, told = run.communicate()
     assert run.returncode == 0, told
-    assert "note: slow on spare: its worker or machine is gone; it is begun again elsewhere" in told
+    assert "note: slow on spare: its worker or machine is gone; it is started again elsewhere" in told
     index = json.loads((folder / "index.json").read_bytes())["engines"]
     assert [(item["kind"], item["compute_capabilities"], item["verdict"]) for item in index] == [
         ("ada", ["8.9"], "pass"), ("blackwell", ["12.0"], "pass"), ("spare", [], "pass"),

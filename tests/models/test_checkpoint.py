@@ -75,7 +75,7 @@ def test_tied_weights_and_the_count_of_batches_may_be_missing(tmp_path: Path) ->
 def test_a_shape_that_does_not_fit_is_told(tmp_path: Path) -> None:
     state = {**net().state_dict(), "1.bias": torch.zeros(7)}
     torch.save(state, tmp_path / "c.pt")
-    with pytest.raises(ModelError, match=r"'1.bias' has shape \(7,\), the module wants \(2,\)"):
+    with pytest.raises(ModelError, match=r"'1.bias' has shape \(7,\), the module expects \(2,\)"):
         load_weights(net(), tmp_path / "c.pt")
 
 

@@ -28,7 +28,7 @@ def test_what_tells_no_input_is_refused(text: str) -> None:
 
 
 def test_an_unknown_dtype_is_refused_with_those_there_are() -> None:
-    with pytest.raises(UsageError, match=r"input 'x' has dtype 'half'; take one of float32, float16"):
+    with pytest.raises(UsageError, match=r"input 'x' has dtype 'half'; use one of float32, float16"):
         parse_input("x:3:half")
 
 
@@ -50,7 +50,7 @@ def test_integers_are_such_as_ids_and_masks_both_hold() -> None:
 def test_a_size_of_no_open_dim_is_refused() -> None:
     inputs = (parse_input("x:NxLx3"), parse_input("m:NxL:bool"))
     check_sizes({"L": 5}, inputs)
-    message = r"a size is given for 'H', but the open dims are L, N of x:NxLx3:float32 and m:NxL:bool"
+    message = r"a size is given for 'H', but the dynamic dims are L, N of x:NxLx3:float32 and m:NxL:bool"
     with pytest.raises(UsageError, match=message):
         check_sizes({"H": 5}, inputs)
 
@@ -73,6 +73,6 @@ def test_a_sum_of_open_dims_has_their_sizes_and_integers_lie_below_what_is_said(
     check_sizes({"P": 3}, [item])
     assert parse_sizes(("past=3",)) == {"past": 3}
     with pytest.raises(
-        UsageError, match=r"a size is given for 'P\+S', but the open dims are N, P, S of mask"
+        UsageError, match=r"a size is given for 'P\+S', but the dynamic dims are N, P, S of mask"
     ):
         check_sizes({"P+S": 3}, [item])

@@ -112,7 +112,7 @@ def test_equal_numbers_of_any_count_stand_for_every_channel(tmp_path: Path) -> N
 @pytest.mark.parametrize("key", ["mean", "std"])
 def test_another_number_of_channels_is_told(tmp_path: Path, key: str) -> None:
     path = _written(tmp_path, [[10]])
-    with pytest.raises(DataError, match=r"^mean and std need 3 numbers, one a channel, got \[1.0, 2.0\]$"):
+    with pytest.raises(DataError, match=r"^mean and std need 3 numbers, one per channel, got \[1.0, 2.0\]$"):
         read_image(path, _steps(**{key: (1.0, 2.0)}), None)
 
 
@@ -238,8 +238,8 @@ def test_a_broken_chunk_is_told(tmp_path: Path) -> None:
         ({"resize_mode": "fit"}, "resize_mode must be one of stretch, short-side, letterbox, got 'fit'"),
         ({"channels": "rgb"}, "channels must be one of RGB, BGR, L, got 'rgb'"),
         ({"layout": "HWC"}, "layout must be one of NCHW, NHWC, got 'HWC'"),
-        ({"mean": ()}, "mean and std must hold one number, or one a channel, got [] and [1.0]"),
-        ({"std": ()}, "mean and std must hold one number, or one a channel, got [0.0] and []"),
+        ({"mean": ()}, "mean and std must hold one number, or one per channel, got [] and [1.0]"),
+        ({"std": ()}, "mean and std must hold one number, or one per channel, got [0.0] and []"),
         ({"std": (1.0, 0.0, 1.0)}, "std must not contain 0, got [1.0, 0.0, 1.0]"),
     ],
 )

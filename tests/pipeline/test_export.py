@@ -150,7 +150,7 @@ def test_a_module_that_computes_otherwise_each_time_fails_the_gate(here: Path) -
         (
             {"inputs": X, "sizes": {"L": 3}},
             UsageError,
-            r"a size is given for 'L', but the open dims are H, N, W",
+            r"a size is given for 'L', but the dynamic dims are H, N, W",
         ),
         (
             {"inputs": (parse_input("x:Nx4xHxW"),)},
@@ -203,12 +203,12 @@ def test_what_cannot_be_written_or_told_is_refused(here: Path) -> None:
 
 
 def test_an_unknown_family_and_a_missing_folder_are_told(here: Path) -> None:
-    with pytest.raises(UsageError, match=r"there is no family 'gan'; take imagenet, yolo, encoder"):
+    with pytest.raises(UsageError, match=r"there is no family 'gan'; use imagenet, yolo, encoder"):
         ExportOptions(family="gan")
     with pytest.raises(ArtifactError, match=r"there is no folder"):
         export("export_nets:Net", here / "absent" / "net.onnx")
 
 
 def test_a_task_that_there_is_not_is_refused() -> None:
-    with pytest.raises(UsageError, match=r"^there is no task 'chat'; take text-generation$"):
+    with pytest.raises(UsageError, match=r"^there is no task 'chat'; use text-generation$"):
         ExportOptions(task="chat")

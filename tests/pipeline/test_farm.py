@@ -189,7 +189,7 @@ def test_a_job_whose_worker_dies_is_begun_again_and_given_up_at_last(
     outcomes, _, notes = _run([_job("a")], Farm(Ray(), shared))
     assert (outcomes[0].stdout, notes) == (
         "a",
-        ["a: its worker or machine is gone; it is begun again elsewhere"],
+        ["a: its worker or machine is gone; it is started again elsewhere"],
     )
     ray.faults = [RayError("the node died")] * 6
     outcomes, _, notes = _run([_job("a")], Farm(Ray(), shared))

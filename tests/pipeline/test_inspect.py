@@ -111,7 +111,7 @@ def _write_text(path: Path) -> None:
         ("text.onnx", ModelError, r"text\.onnx is not an ONNX model"),
         ("text.json", ArtifactError, r"text\.json is not a ranges file"),
         ("text.engine", UsageError, r"text\.engine is none of the files that trtq knows: an \.onnx model, a"),
-        ("folder", ArtifactError, "folder is no build folder: cannot read"),
+        ("folder", ArtifactError, "folder is not a build folder: cannot read"),
     ],
 )
 def test_what_is_not_known_is_refused(tmp_path: Path, name: str, kind: type[Exception], message: str) -> None:

@@ -344,11 +344,11 @@ def test_an_engine_that_trtq_does_not_run_is_told(model: Path, spec: ModelSpec, 
     backend.runs = False
     with pytest.raises(
         ArtifactError,
-        match=r"model\.engine is an engine of tensorrt, which trtq does not run; take model\.int8",
+        match=r"model\.engine is an engine of tensorrt, which trtq does not run; use model\.int8",
     ):
         compare(model, folder, spec=spec)
 
 
 def test_a_folder_that_is_no_build_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ArtifactError, match="is no build folder: cannot read"):
+    with pytest.raises(ArtifactError, match="is not a build folder: cannot read"):
         load(tmp_path)

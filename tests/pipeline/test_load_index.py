@@ -143,7 +143,7 @@ def test_why_none_fits_is_said_of_each(index: Path, machine: Machine, builder: B
         "model on l4: built by tensorrt 10.3.0 for compute capability 8.9; here is tensorrt 10.4.0 on "
         in text
     )
-    assert f"model on h100: {index.parent / 'model.h100.trtq'} is no build folder" in text
+    assert f"model on h100: {index.parent / 'model.h100.trtq'} is not a build folder" in text
     assert load(index, backend="onnxruntime").onnx == index.parent / "model.l4.trtq" / "model.int8.onnx"
     with pytest.raises(ArtifactError, match=r"model on l4: it was built for tensorrt; model on h100"):
         load(index, backend="tensorrt-rtx")

@@ -122,7 +122,7 @@ def test_labels_come_along(folder: Path, tmp_path: Path) -> None:
     for text in ("", "a;b\n"):
         labels.write_text(text)
         with pytest.raises(
-            ArtifactError, match="must hold the names of the classes, one a line, without ';'"
+            ArtifactError, match="must hold the names of the classes, one per line, without ';'"
         ):
             package_deepstream(folder, tmp_path / "ds", labels=labels)
     with pytest.raises(ArtifactError, match="cannot read the labels"):
@@ -143,7 +143,7 @@ def test_a_model_with_two_inputs_is_refused(
     shutil.copy(path_of(text), folder / "model.int8.onnx")
     digest = hash_file(folder / "model.int8.onnx")
     rewrite(folder, "manifest.json", lambda it: it["outputs"].update({"model.int8.onnx": digest}))
-    with pytest.raises(ArtifactError, match="has the inputs 'a', 'b'; nvinfer feeds one, with pictures"):
+    with pytest.raises(ArtifactError, match="has the inputs 'a', 'b'; nvinfer feeds one, with images"):
         package_deepstream(folder, tmp_path / "ds")
 
 
@@ -165,7 +165,7 @@ def test_the_command_writes_what_it_says(folder: Path, tmp_path: Path) -> None:
     result = trtq("package", folder, "--deepstream", tmp_path / "ds")
     assert (result.exit_code, result.stderr) == (0, "")
     assert result.stdout.startswith(f"wrote {tmp_path / 'ds/model.int8.onnx'}\n")
-    assert "note: pictures are prepared so: L, size of the model" in result.stdout
+    assert "note: image preprocessing: L, size of the model" in result.stdout
     assert '"files"' in trtq("package", folder, "--deepstream", tmp_path / "ds", "--json").stdout
     assert trtq("package", folder, "--deepstream", tmp_path / "ds", "-q").stdout == ""
 

@@ -159,7 +159,7 @@ def test_counts_are_read(text: str, count: int) -> None:
 
 @pytest.mark.parametrize("text", ["", "ten", "B", "-3", "10 GB"])
 def test_what_is_no_count_is_refused(text: str) -> None:
-    message = f"{text!r} is no number of parameters; write 10B, 350M or 125000000"
+    message = f"{text!r} is not a number of parameters; write 10B, 350M or 125000000"
     with pytest.raises(UsageError, match=re.escape(message)):
         parse_count(text)
 
@@ -186,7 +186,7 @@ def test_nonsense_is_refused(block: Path) -> None:
     for sizes, message in (
         (Sizes(0), "--batch must be at least 1, got 0"),
         (Sizes(1, -1), "--seq must be at least 1, got -1"),
-        (Sizes(), "input 'x' is (N, S, 512); give --past and --new for its open dims, or --shapes x:..."),
+        (Sizes(), "input 'x' is (N, S, 512); give --past and --new for its dynamic dims, or --shapes x:..."),
         (Sizes(shapes={"q": (1,)}), "shapes are given for 'q', but the model's inputs are x, past_k"),
         (Sizes(1, 4, {"x": (1, 2, 3)}), "shape (1, 2, 3) does not fit input 'x', which is (N, S, 512)"),
     ):
@@ -233,7 +233,7 @@ def test_a_cache_in_8_bits_takes_half(cached: Path) -> None:
     plain, small = (plan_model(cached, sizes=sizes, kv_cache=name).schemes[1] for name in ("fp16", "fp8"))
     assert 2 * small.state_bytes == plain.state_bytes
     assert plain.activations_bytes - small.activations_bytes == small.state_bytes
-    told = "the state is counted in FP8, with one scale a tensor, as trtq build --kv-cache fp8 holds"
+    told = "the state is counted in FP8, with one scale per tensor, as trtq build --kv-cache fp8 holds"
     assert any(note.startswith(told) for note in plan_model(cached, sizes=sizes, kv_cache="fp8").notes)
 
 
@@ -244,7 +244,10 @@ def test_a_cache_in_8_bits_takes_half(cached: Path) -> None:
         (Sizes(new=0), "--new must be at least 1, got 0"),
         (
             Sizes(),
-            "input 'input_ids' is (N, S); give --past and --new for its open dims, or --shapes input_ids:",
+            (
+                "input 'input_ids' is (N, S); give --past and --new for its dynamic dims, or --shapes "
+                "input_ids:"
+            ),
         ),
     ],
 )
@@ -291,7 +294,8 @@ def test_a_cache_whose_axes_are_not_known_wants_its_shape(tmp_path: Path) -> Non
         g (float[N, S] x, float[N, heads, past_len, 8] past) => (float[N, S] y) { y = Relu (x) }""")
     onnx.save(model, tmp_path / "m.onnx")
     message = (
-        r"input 'past' is \(N, heads, past_len, 8\), which does not tell the sizes of all its open dims;"
+        r"input 'past' is \(N, heads, past_len, 8\), which does not tell the sizes of all its dynamic "
+        r"dims;"
     )
     with pytest.raises(UsageError, match=message):
         plan_model(tmp_path / "m.onnx", sizes=Sizes(past=4, new=1))

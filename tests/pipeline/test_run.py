@@ -183,7 +183,7 @@ def test_samples_that_fill_no_batch_are_told_where_nothing_is_filled_up(
     log = Log(Silent())
     assert run(built, data, watcher=log).num_samples == 4
     assert log.warnings == [
-        f"the last 2 samples of {data} fill no batch of the model's fixed size and are not run"
+        f"the last 2 samples of {data} do not fill a batch of the model's fixed size and are not run"
     ]
 
 
@@ -223,7 +223,7 @@ def test_an_output_without_samples_is_not_joined_over_the_data(
         ({"output": "out.npy"}, r"^outputs are written as \.npz, got out\.npy; name a file that ends so$"),
         (
             {"backend": "tensorrt"},
-            r"for onnxruntime, it cannot be run by 'tensorrt'; take onnxruntime$",
+            r"for onnxruntime, it cannot be run by 'tensorrt'; use onnxruntime$",
         ),
     ],
 )
@@ -256,7 +256,7 @@ def test_without_a_gpu_an_engine_of_tensorrt_rtx_says_what_can_be_run_and_that_r
         assert repr(engine).endswith("onnxruntime runs model.int8.onnx)")
         assert engine.run(np.ones((20, 4), np.float32))["y"].shape == (20, 3)
     with pytest.raises(
-        UsageError, match=r"by 'tensorrt'; take tensorrt-rtx, or onnxruntime for its ONNX model$"
+        UsageError, match=r"by 'tensorrt'; use tensorrt-rtx, or onnxruntime for its ONNX model$"
     ):
         load(rtx_folder, backend="tensorrt")
 

@@ -99,7 +99,7 @@ def test_other_data_is_measured_anew(small: Path, spec: ModelSpec) -> None:
     np.savez(small.parent / "data.npz", x=np.ones((8, 3, 8, 8), np.float32))
     told = RecordingWatcher()
     assert sensitivity(small, spec=spec, watcher=told).num_samples == 8
-    assert "is of another model, data or settings, and is written anew" in told.notes[0]
+    assert "is of another model, data or settings, and is rewritten" in told.notes[0]
 
 
 def test_data_of_a_script_is_never_known_to_be_the_same(small: Path, spec: ModelSpec) -> None:
@@ -111,7 +111,7 @@ def test_data_of_a_script_is_never_known_to_be_the_same(small: Path, spec: Model
     assert sensitivity(small, spec=spec).key == ""
     told = RecordingWatcher()
     sensitivity(small, spec=spec, watcher=told)
-    assert "is written anew: nobody can tell whether a script still does the same" in told.notes[0]
+    assert "is rewritten, because a script may have changed" in told.notes[0]
 
 
 def test_a_file_of_another_kind_is_not_written_over(small: Path, spec: ModelSpec) -> None:
@@ -121,7 +121,7 @@ def test_a_file_of_another_kind_is_not_written_over(small: Path, spec: ModelSpec
 
 def test_a_model_without_layers_and_without_data_is_refused(small: Path, spec: ModelSpec) -> None:
     with pytest.raises(
-        ModelError, match="has no layer that is quantized; `trtq inspect --placement` tells why"
+        ModelError, match="has no layer that is quantized; `trtq inspect --placement` shows why"
     ):
         sensitivity(small, spec=replace(spec, layers=LayerSpec(skip=(".",))))
     with pytest.raises(DataError, match="cannot be calibrated without data"):

@@ -59,7 +59,7 @@ class TensorSummary:
     def __post_init__(self) -> None:
         """Refuses counts that no data has."""
         if wrong := [count for count in (self.total, self.zeros, *self.counts) if not 0 <= count <= _MOST]:
-            raise ValueError(f"{str(wrong[0])[:40]} is no number of values")
+            raise ValueError(f"{str(wrong[0])[:40]} is not a number of values")
 
 
 @dataclass(frozen=True, slots=True)

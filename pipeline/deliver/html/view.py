@@ -25,7 +25,7 @@ _DTYPES = {
     "Int8": "INT8", "Int4": "INT4", "FP4E2M1": "FP4", "Half": "FP16", "Float": "FP32", "BFloat16": "BF16",
 }  # fmt: skip
 _LONG_COMMAND = 90
-_TRUTHS = {"fp32": "the float model as it is", GIVEN: "the model as it was given, with its own Q/DQ"}
+_TRUTHS = {"fp32": "the float model", GIVEN: "the model as given, with its own Q/DQ"}
 _COMMANDS = {
     "trtq": "The same build",
     "engine": "The engine with its vendor's own tool, in this folder",
@@ -119,7 +119,7 @@ def format_gate(report: Report, manifest: Manifest) -> str:
     cosine = f"every output has a cosine of at least {least:g}"
     if not report.accuracy:
         return f"The gate: {cosine}."
-    return f"The gate: {cosine}, and the metric falls by at most {most:g} of 100 points."
+    return f"The gate: {cosine}, and the metric drops by at most {most:g} percentage points."
 
 
 def list_kept(report: Report, manifest: Manifest) -> tuple[tuple[str, tuple[Kept, ...]], ...]:
@@ -234,7 +234,9 @@ def list_commands(report: Report, manifest: Manifest) -> tuple[Command, ...]:
     is_quantized = report.precision in LAYER_FORMATS
     if "accuracy" in report.failed_gates and is_quantized and "trtq" in own and report.auto is None:
         commands.append(
-            Command("The same, with the costliest layers kept float", fold_command(f"{own['trtq']} --auto"))
+            Command(
+                "The same, with the most harmful layers kept in float", fold_command(f"{own['trtq']} --auto")
+            )
         )
     return tuple(commands)
 

@@ -186,7 +186,7 @@ def find_largest_batch(
     names = sorted({str(spec.shape[0]) for spec in (*inputs, *outputs) if spec.shape})
     why = ""
     if fixed:
-        why = f"{fixed[0].name!r} is {show_shape(fixed[0].shape)}: its first axis is no open batch"
+        why = f"{fixed[0].name!r} is {show_shape(fixed[0].shape)}: its first axis is not a dynamic batch"
     elif asked is None and not _is_one_batch(names, (*inputs, *outputs)):
         why = f"the first axes are {', '.join(names)}: not one batch; --max-batch says that they are"
     most = min((profiles[spec.name].max[0] for spec in inputs if spec.name in profiles), default=1)

@@ -120,8 +120,8 @@ def _refuse_foreign(repository: Path) -> None:
     found = list(repository.iterdir())
     if found and not any(_is_model(path) for path in found if path.is_dir()):
         raise ArtifactError(
-            f"{repository} is not empty and is no Triton model repository: no folder in it has a {CONFIG} or "
-            f"a numbered version; give an empty or a new folder"
+            f"{repository} is not empty and is not a Triton model repository: no folder in it has a "
+            f"{CONFIG} or a numbered version; give an empty or a new folder"
         )
 
 
@@ -226,7 +226,7 @@ def _earlier_config(path: Path, config: ModelConfig) -> tuple[str, bool, bool]:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         why = f"{error.reason} at byte {error.start}"
-        raise ArtifactError(f"{path} is no text ({why}); mend or remove it") from error
+        raise ArtifactError(f"{path} is not text ({why}); fix or remove it") from error
     existing = parse(text, str(path))
     if found := list_differences(existing, config):
         raise ArtifactError(
@@ -271,8 +271,8 @@ def _write(path: Path, content: PackageSource | bytes) -> None:
         return
     if sha.hexdigest() != content.sha256:
         raise ArtifactError(
-            f"{content.path} is not the file that was built: its SHA-256 is not that of the manifest; "
-            f"build again"
+            f"{content.path} is not the file that was built: its SHA-256 does not match the manifest; "
+            "build again"
         )
     if hash_file(path) != content.sha256:
         raise ArtifactError(

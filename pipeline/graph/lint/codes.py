@@ -31,7 +31,7 @@ _WITH_BOUNDS = ("Clip", "Pad")
 def check_operator(node: ir.Node) -> Iterator[Finding]:
     """The QOperator format and dynamic quantization are not TensorRT's."""
     if node.op_type in OPERATOR_FORMAT:
-        reason = f"{node.op_type} is no operator of TensorRT, which takes Q/DQ pairs only"
+        reason = f"{node.op_type} is not an operator of TensorRT, which takes Q/DQ pairs only"
         yield report("operator", "refused", node, reason, "quantize again with QuantFormat.QDQ")
 
 
@@ -45,7 +45,9 @@ def check_codes(node: ir.Node) -> Iterator[Finding]:
         advice = "quantize again with extra_options={'QuantizeBias': False}"
         yield report("int32", "refused", node, reason, advice)
     elif dtype not in _TAKEN:
-        reason = f"its codes are {_name(dtype)}; TensorRT reads int8, int4, float8 e4m3 and float4 e2m1"
+        reason = (
+            f"its quantized values are {_name(dtype)}; TensorRT reads int8, int4, float8 e4m3 and float4 e2m1"
+        )
         yield report("codes-type", "refused", node, reason, _INSTEAD.get(dtype, "quantize again to int8"))
     elif points is not None and np.any(points.astype(np.float32) != 0):
         point = points.astype(np.int64)[points.astype(np.float32) != 0][0]
@@ -57,13 +59,16 @@ def check_codes(node: ir.Node) -> Iterator[Finding]:
 
 def _check_uint8(node: ir.Node) -> Iterator[Finding]:
     if node.op_type == DEQUANTIZE and not _is_made_here(node):
-        reason = "its codes are uint8 and come from a constant or an input, which TensorRT refuses"
+        reason = "its quantized values are uint8 and come from a constant or an input, which TensorRT refuses"
         yield report("uint8", "refused", node, reason, "quantize again with QInt8")
     elif len(node.inputs) < 3 or node.inputs[2] is None:
-        reason = "it has no zero point, so ONNX takes its codes for uint8, and TensorRT for int8"
+        reason = "it has no zero point, so ONNX reads it as uint8, and TensorRT as int8"
         yield report("missing-zero-point", "wrong", node, reason, "give it an int8 zero point of 0")
     else:
-        reason = "its codes are uint8, which TensorRT takes for int8: the upper half of the range is lost"
+        reason = (
+            "its quantized values are uint8, which TensorRT reads as int8: the upper half of the range is "
+            "lost"
+        )
         yield report("uint8", "wrong", node, reason, "quantize again with QInt8")
 
 

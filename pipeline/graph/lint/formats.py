@@ -34,7 +34,10 @@ def check_target(node: ir.Node, targets: Sequence[str]) -> Iterator[Finding]:
     first = _FIRST.get(dtype) if dtype is not None else None
     lacking = [item for item in targets if first is not None and _number(item) < _number(first)]
     if lacking and dtype is not None:
-        reason = f"its codes are {dtype.name.lower()}, which compute capability {lacking[0]} does not have"
+        reason = (
+            f"its quantized values are {dtype.name.lower()}, which compute capability {lacking[0]} does "
+            "not have"
+        )
         advice = f"build for {first} or newer, or {_INSTEAD[dtype]}"
         yield report("target", "refused", node, reason, advice)
 
@@ -47,18 +50,20 @@ def check_dynamic(node: ir.Node) -> Iterator[Finding]:
     """TensorRT quantizes two or three dims by blocks in each run, in whole blocks; no kernel takes MXFP8."""
     if "MXFP8" in node.op_type and node.domain == "trt":
         reason = "TensorRT-RTX has no kernel that multiplies MXFP8, and fails on most graphs with it"
-        yield report("no-kernel", "refused", node, reason, "quantize to float8 e4m3, with one scale a tensor")
+        yield report(
+            "no-kernel", "refused", node, reason, "quantize to float8 e4m3, with one scale per tensor"
+        )
         return
     if node.op_type not in DYNAMIC or node.inputs[0] is None or (shape := node.inputs[0].shape) is None:
         return
     block = node.attributes.get_int("block_size", 16)
     if len(shape) > _DIMS:
         reason = f"it quantizes a tensor of {len(shape)} dims in blocks; TensorRT takes 2 or 3"
-        yield report("blocks", "refused", node, reason, "put a Reshape to 2 dims before it, and one behind")
+        yield report("blocks", "refused", node, reason, "put a Reshape to 2 dims before it, and one after it")
     elif isinstance(size := shape[-1], int) and size % block:
         reason = f"it quantizes {size} numbers a row in blocks of {block}, which leaves a part of one"
         yield report(
-            "blocks", "refused", node, reason, f"leave a layer float whose K is no multiple of {block}"
+            "blocks", "refused", node, reason, f"leave a layer float whose K is not a multiple of {block}"
         )
 
 
@@ -90,7 +95,7 @@ def _is_turned(node: ir.Node, weight: Operand) -> bool:
 
 def check_weight_alone(node: ir.Node, weight: Operand) -> Iterator[Finding]:
     """A MatMul or Gemm reads weights of few bits beside floats, in the forms that its kernel takes."""
-    alone = "TensorRT dequantizes it by itself in each run: less memory, not less time"
+    alone = "TensorRT dequantizes it separately in each run: less memory, but not faster"
     scale, form = weight.scale, weight.format
     if node.op_type in ("Conv", "ConvTranspose"):
         reason = f"its weight has Q/DQ and its activation has none that reaches it: {_AFTER}"
@@ -119,7 +124,7 @@ def check_weight_alone(node: ir.Node, weight: Operand) -> Iterator[Finding]:
             "half-quantized", "float", node, reason, "store the codes, and scales in the layer's type"
         )
     elif form == "int4" and has_cast(weight):
-        reason = f"a Cast stands behind the DequantizeLinear of its INT4 weight; {alone}"
+        reason = f"a Cast follows the DequantizeLinear of its INT4 weight; {alone}"
         yield report(
             "scale-type", "float", node, reason, "write scales in the type that the layer computes in"
         )

@@ -77,7 +77,7 @@ def _check_types(node: ir.Node, *operands: Operand) -> Iterator[Finding]:
     reason = f"it multiplies {' with '.join(dtypes)}, for which TensorRT has no kernel"
     advice = "quantize both operands to the same type"
     if "int4" in kinds:
-        advice = f"put Q/DQ of {dtypes[0]} by output channel behind the DequantizeLinear of the int4 weight"
+        advice = f"put Q/DQ of {dtypes[0]} by output channel after the DequantizeLinear of the int4 weight"
     yield report("mixed-types", "refused", node, reason, advice)
 
 
@@ -98,7 +98,7 @@ def _check_activation(node: ir.Node, operand: Operand, other: Operand) -> Iterat
     if node.op_type != "Conv" and own and operand.rank == other.rank:
         return  # one scale for each row of the product, which TensorRT applies after it
     wanted = "one 0-d scale" if scale.shape == (1,) else "one scale for the whole activation"
-    reason = f"its activation scale has shape {scale.shape}, kernels want {wanted}: {_AFTER}"
+    reason = f"its activation scale has shape {scale.shape}, kernels need {wanted}: {_AFTER}"
     yield report("activation-scale", "float", node, reason, "write scales of activations as 0-d tensors")
 
 
@@ -113,13 +113,13 @@ def _computed(node: ir.Node) -> Iterator[Finding]:
 
 def _check_blocks(node: ir.Node, activation: Operand, weight: Operand) -> Iterator[Finding]:
     if node.op_type == "Conv":
-        reason = f"its weight is quantized in blocks, kernels want a scale for each channel: {_AFTER}"
+        reason = f"its weight is quantized in blocks, kernels need a scale for each channel: {_AFTER}"
         yield report("blocks", "float", node, reason, "quantize with one scale for each output channel")
     elif activation.scale is not None and activation.scale.size > 1:
         reason = "its activation has a scale a channel beside a weight in blocks: TensorRT's builder fails"
         yield report("blocks", "refused", node, reason, "write scales of activations as 0-d tensors")
     elif weight.format == "int4" and has_cast(weight):
-        reason = f"a Cast stands behind the DequantizeLinear of its INT4 weight: {_AFTER}"
+        reason = f"a Cast follows the DequantizeLinear of its INT4 weight: {_AFTER}"
         yield report(
             "scale-type", "float", node, reason, "write scales in the type that the layer computes in"
         )
@@ -133,7 +133,7 @@ def _check_blocks(node: ir.Node, activation: Operand, weight: Operand) -> Iterat
             "it multiplies 8-bit activations with a weight in several blocks; TensorRT-RTX applies their "
             "scales to the finished product, and its numbers are wrong"
         )
-        advice = "quantize the weight again behind its blocks, with one scale for each output channel (W4A8)"
+        advice = "quantize the weight again after its blocks, with one scale for each output channel (W4A8)"
         yield report("blocks", "wrong", node, reason, advice)
 
 
@@ -145,13 +145,13 @@ def _check_nvfp4(node: ir.Node, activation: Operand, weight: Operand) -> Iterato
     for operand in (activation, weight):
         block = operand.dequantize.attributes.get_int("block_size", 0)
         if block != BLOCK:
-            reason = f"it multiplies NVFP4 in blocks of {block}, kernels want {BLOCK}: {_AFTER}"
+            reason = f"it multiplies NVFP4 in blocks of {block}, kernels need {BLOCK}: {_AFTER}"
             yield report("blocks", "float", node, reason, f"quantize in blocks of {BLOCK}")
             return
     turns = sum(step.op_type == "Transpose" for step in weight.path)
     axis = weight.dequantize.attributes.get_int("axis", 1) % 2
     if (axis if turns % 2 == 0 else 1 - axis) == find_output_axis(node, weight):
-        reason = f"the blocks of its weight lie along the output channels, NVFP4 wants them along K: {_AFTER}"
+        reason = f"the blocks of its weight lie along the output channels, NVFP4 needs them along K: {_AFTER}"
         yield report("blocks", "float", node, reason, "quantize the weight in blocks along the summed axis")
 
 
@@ -160,7 +160,7 @@ def _check_weight(node: ir.Node, operand: Operand) -> Iterator[Finding]:
     if axes <= {wanted}:
         return
     found = " and ".join(f"axis {axis}" for axis in sorted(axes))
-    reason = f"its weight is quantized along {found}, kernels want it along axis {wanted}: {_AFTER}"
+    reason = f"its weight is quantized along {found}, kernels need it along axis {wanted}: {_AFTER}"
     yield report("weight-axis", "float", node, reason, f"quantize the weight along axis {wanted}")
 
 
@@ -187,6 +187,6 @@ def check_recurrent(node: ir.Node) -> Iterator[Finding]:
     if operand is None or value is None or value.shape is None or isinstance(value.shape[1], int):
         return
     reason = (
-        "its input comes straight from a DequantizeLinear and its batch is open: TensorRT's builder fails"
+        "its input comes straight from a DequantizeLinear and its batch is dynamic: TensorRT's builder fails"
     )
     yield report("recurrent", "refused", node, reason, "leave its input float, or fix the batch")

@@ -100,7 +100,7 @@ def requantize_constants(edit: GraphEditor) -> Iterator[Change]:
         amax = np.abs(values).max(axis=others).reshape(scale.shape)
         new = np.where(amax > 0, amax / QMAX, 1).astype(scale.dtype)
         rounded = np.rint(values / broadcast_along(new.astype(np.float64), axis, rank))
-        text = "int8 codes with zero point 0, rounded anew"
+        text = "int8 values with zero point 0, rounded again"
         yield Change(name_rule(dtype, points), str(node.name), text, is_exact=False)
         _set_codes(edit, node, np.clip(rounded, -QMAX, QMAX), new)
 

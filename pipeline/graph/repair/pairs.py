@@ -31,7 +31,7 @@ _SYMMETRIC = (ir.DataType.INT8, ir.DataType.FLOAT8E4M3FN)
 _ROUNDED = 2.0**-10
 """By how much of itself a scale may be smaller or larger for its dtype."""
 _TEXTS = {
-    "uint8": "int8 codes with zero point 0, 128 less than the uint8 codes",
+    "uint8": "int8 values with zero point 0, 128 less than the uint8 values",
     "missing-zero-point": "an int8 zero point of 0, as TensorRT reads it; ONNX reads uint8",
     None: "one 0-d scale",
 }
@@ -187,7 +187,7 @@ def requantize_flows(edit: GraphEditor) -> Iterator[Change]:
         bounds = {node: _place_bounds(node, low, high) for node in flow.nodes if node.op_type == QUANTIZE}
         for node, old in zip(flow.nodes, flow.points, strict=True):
             rule = "activation-scale" if symmetric else name_rule(dtype, old)
-            text, detail = "int8 codes with zero point 0", f" and the scale {float(scale):.4g}"
+            text, detail = "int8 values with zero point 0", f" and the scale {float(scale):.4g}"
             yield Change(rule, str(node.name), text, is_exact=False, detail=detail)
             set_params(edit, node, scale, None)
             if node.op_type == QUANTIZE:

@@ -56,6 +56,6 @@ def _cast_scales(edit: GraphEditor, dequantize: ir.Node, cast: ir.Node) -> tuple
     edit.replace(cast.outputs[0], result)
     edit.remove(cast)
     is_exact = not difference.any()
-    return f"scales in {dtype.name.lower()} and no Cast behind them" + (
+    return f"scales in {dtype.name.lower()} and no Cast after them" + (
         "" if is_exact else ", rounded"
     ), is_exact

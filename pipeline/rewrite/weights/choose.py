@@ -210,7 +210,7 @@ def _granularity(
     if node.op_type == "Conv":
         return "TensorRT has no INT4 or NF4 for convolutions"
     if node.op_type in _PRODUCTS and find_operand(node.inputs[1 - place]) is not None:
-        return "its activation comes quantized, beside which TensorRT computes blocks wrongly"
+        return "its activation is already quantized, and TensorRT then computes blocks incorrectly"
     if rank != 2 or output is None:
         return f"its weight has {rank} axes, blocks need 2"
     return PerBlock(1 - output, scheme.block_size)

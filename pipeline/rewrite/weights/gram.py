@@ -173,9 +173,9 @@ def measure_grams(
             counts[name] += len(rows)
             if not np.isfinite(grams[name]).all():
                 raise DataError(
-                    f"tensor {name!r} has values in {feed.source} that are not finite, or so large that "
-                    f"their products are not; GPTQ and AWQ need finite products: look at the data, or take "
-                    f"--weight-method mse"
+                    f"tensor {name!r} has values in {feed.source} that are not finite, or so large "
+                    "that their products are not; GPTQ and AWQ need finite products: look at the "
+                    "data, or use --weight-method mse"
                 )
     for name in wanted:
         yield name, Gram(grams.pop(name), counts[name], magnitudes[name] / max(counts[name], 1))

@@ -24,29 +24,29 @@ if TYPE_CHECKING:
 
 _AS_JSON, _WORDS = "trtq.json", "trtq.words"
 _COMMANDS = {
-    "init": "Write the settings of a model to begin with.",
-    "export": "Export a PyTorch module to an ONNX file that computes the same.",
-    "plan": "Show how much GPU memory a model needs in each precision, and what fits.",
-    "build": "Build a verified INT8 (or FP16) engine from a float ONNX model.",
-    "build-all": "Build several models at once, from one file.",
-    "calibrate": "Estimate the ranges of a model's tensors from data.",
-    "merge-statistics": "Join the statistics of the parts of the calibration data.",
-    "quantize": "Write a model with Q/DQ from a float model and its ranges.",
-    "sensitivity": "Measure what each quantized layer costs in accuracy.",
-    "compare": "Compare the outputs of two ONNX models on the same data.",
-    "run": "Run what was built on data, and write its outputs.",
-    "report": "Write the page of a build again, with the measured cost of each layer.",
-    "bench": "Measure how fast models and engines are, side by side.",
-    "package": "Add a build to a model repository of Triton, or write it for DeepStream.",
-    "lint": "Show what TensorRT refuses in a Q/DQ model or runs in float, and the repair.",
-    "cache": "Show, convert, compare and write TensorRT's calibration caches.",
-    "migrate": "Carry a model and its calibration cache over to Q/DQ, without data.",
+    "init": "Write a commented settings file to start from.",
+    "export": "Export a PyTorch module to ONNX and check that both agree.",
+    "plan": "Estimate the GPU memory a model needs in each precision.",
+    "build": "Build a verified INT8 (or FP8, FP16, ...) engine from an ONNX model.",
+    "build-all": "Build several models, described in one file.",
+    "calibrate": "Compute the calibration ranges of a model from data.",
+    "merge-statistics": "Merge the calibration statistics of all shards of the data.",
+    "quantize": "Write the Q/DQ model from a float model and its ranges.",
+    "sensitivity": "Measure the accuracy cost of each quantized layer.",
+    "compare": "Compare the outputs of two models on the same data.",
+    "run": "Run a build on data and save its outputs.",
+    "report": "Rewrite the HTML report of a build, or compare two builds.",
+    "bench": "Measure the speed of models and engines side by side.",
+    "package": "Add a build to a Triton model repository, or write it for DeepStream.",
+    "lint": "Find Q/DQ that TensorRT rejects or silently runs in float.",
+    "cache": "Show, convert, compare and write TensorRT calibration caches.",
+    "migrate": "Turn a model and its calibration cache into a Q/DQ model and an engine.",
     "verify": "Check every file of a build folder, and its signature.",
-    "sign": "Sign a build folder with a key.",
-    "inspect": "Show what a model, ranges, cache or build folder holds.",
+    "sign": "Sign a build folder.",
+    "inspect": "Show what is in a model, ranges file, cache or build folder.",
     "doctor": "Show what is installed and which backends work here.",
-    "demo": "Write a small trained model with data, to try trtq with.",
-    "completion": "Print what completes commands and options in bash, zsh or fish.",
+    "demo": "Write a small trained model with data, for trying out trtq.",
+    "completion": "Print a completion script for bash, zsh or fish.",
 }
 
 
@@ -190,11 +190,11 @@ class _LazyGroup(GuessingGroup):
 )
 @click.version_option(None, "-V", "--version", package_name="trtq", prog_name="trtq")
 def main() -> None:
-    """From a float ONNX model to a verified INT8 TensorRT engine, with or without a GPU.
+    """Turn a float ONNX model into a verified INT8 TensorRT engine, with or without a GPU.
 
     \b
       trtq build model.onnx --int8 --calib-data calib.npz
 
-    Exit codes: 0 done, and no gate failed; 2 bad input or usage; 3 the accuracy or speed gate failed, or an
-    export differs from PyTorch; 4 a build failed; 5 something needed is not installed.
+    Exit codes: 0 success; 2 bad input or usage; 3 the accuracy or speed gate failed, or an export differs
+    from PyTorch; 4 a build failed; 5 a required package is not installed.
     """

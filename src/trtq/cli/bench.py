@@ -43,15 +43,15 @@ _TIMES = ("float_ms", "quantized_ms", "conversions_ms")
 @click.command("bench", cls=GroupedCommand)
 @click.argument("targets", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option(
-    "--batch", type=int, help="Size of the open first axes.  [default: the engine's usual one, or 1]"
+    "--batch", type=int, help="Batch size, for dynamic first axes.  [default: the engine's opt shape, or 1]"
 )
 @click.option(
-    "--shapes", multiple=True, metavar="NAME:DIMS", help="Whole shapes of inputs: name:1x3x224x224."
+    "--shapes", multiple=True, metavar="NAME:DIMS", help="Full shapes of inputs, such as name:1x3x224x224."
 )
 @click.option(
     "--data",
     metavar="DATA",
-    help="Run on the first samples of this data, in any form of --calib-data.  [default: the calibration "
+    help="Run on the first samples of this data, in any format of --calib-data.  [default: the calibration "
     "data, or random numbers]",
 )
 @click.option(
@@ -59,46 +59,57 @@ _TIMES = ("float_ms", "quantized_ms", "conversions_ms")
     type=click.Choice(["auto", "cpu", "cuda"]),
     default="auto",
     show_default=True,
-    help="Where ONNX models run; auto: on the CPU, and on the GPU too if onnxruntime-gpu is installed.",
+    help="Where ONNX models run; auto: on the CPU, and also on the GPU if onnxruntime-gpu is installed.",
 )
-@click.option("--threads", type=int, default=0, help="Threads of ONNX Runtime.  [default: one a core]")
+@click.option(
+    "--threads", type=int, default=0, help="Number of ONNX Runtime threads.  [default: one per core]"
+)
 @click.option(
     "--cuda-graph/--no-cuda-graph",
     default=True,
     show_default=True,
-    help="Launch an engine as one CUDA graph, if it can be captured.",
+    help="Run the engine as a CUDA graph, if it can be captured.",
 )
-@click.option("--rounds", type=int, default=10, show_default=True, help="How many turns each model takes.")
+@click.option(
+    "--rounds",
+    type=int,
+    default=10,
+    show_default=True,
+    help="Number of rounds; every model runs once in each.",
+)
 @click.option(
     "--seconds",
     type=float,
     default=5.0,
     show_default=True,
-    help="Seconds to measure each model, over all its turns.",
+    help="Seconds to measure each model, over all rounds.",
 )
 @click.option(
     "--warmup",
     type=float,
     default=1.0,
     show_default=True,
-    help="Seconds that each model runs before it is measured.",
+    help="Seconds of warm-up for each model.",
 )
 @click.option(
     "--layers",
     "--dumpProfile",
     "layers",
     is_flag=True,
-    help="Also show what each layer of the float model takes, float and quantized, what quantization costs "
-    "most first.",
+    help="Also show the time of each layer, float and quantized, the largest slowdown first.",
 )
 @click.option(
     "--min-speedup",
     type=float,
-    help="Exit with code 3 if what was built is, beyond the noise of the measurement, less than so many "
-    "times as fast as the float model or engine beside it. What is not decided is unverified, with code 0.",
+    help="Exit with code 3 if the speed-up over the float model or engine is below this, beyond "
+    "measurement noise. If the measurement cannot decide, the verdict is unverified and the exit code "
+    "0.",
 )
 @click.option(
-    "-o", "--output", type=click.Path(path_type=Path, dir_okay=False), help="Write the result here as JSON."
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Write the result to this file as JSON.",
 )
 @options.take(OperatorSpec)
 @ci_options
@@ -106,12 +117,12 @@ _TIMES = ("float_ms", "quantized_ms", "conversions_ms")
 @click.option("-q", "--quiet", is_flag=True, help="Print warnings and errors only.")
 @options.pass_given
 def command(settings: Given, /, targets: tuple[Path, ...], **given: Any) -> None:
-    """Measure how fast models and engines are, side by side.
+    """Measure the speed of models and engines side by side.
 
-    A target is a build folder, an .onnx or an .engine file. From a folder, everything that can run here is
-    measured: the float model, the FP16 and INT8 models and the engine, which needs its GPU. All take turns in
-    one run, so that a busy moment affects all of them. Each has its own process, so that its memory is its
-    own.
+    A target is a build folder, an .onnx or an .engine file. From a folder, everything that can run here
+    is measured: the float model, the FP16 and INT8 models, and the engine if its GPU is here. All of them
+    take turns, so that background load affects all alike. Each runs in its own process, so that its
+    memory can be measured.
 
     \b
       trtq bench model.trtq

@@ -51,15 +51,15 @@ from trtq.pipeline.engine.target import Target
 @options.take(AccuracySpec)
 @options.take(Target, "auto", "formats")
 @options.take_output(
-    "Folder. A file that ends in .engine, .plan or .trt gets a copy of the engine unless the gate fails, and "
-    "the folder lies beside it.  [default: MODEL.trtq]"
+    "Build folder. If the name ends in .engine, .plan or .trt, the engine is also copied to that file "
+    "unless the gate fails, and the folder is next to it.  [default: MODEL.trtq]"
 )
-@click.option("--dry-run", is_flag=True, help="Show what would be done, run no model, and write nothing.")
+@click.option("--dry-run", is_flag=True, help="Show the plan without running a model or writing anything.")
 @click.option(
     "--sign-key",
     type=click.Path(path_type=Path, dir_okay=False),
     help="Sign the folder with this private key unless the gate fails; see trtq sign. An earlier build is "
-    "used again only if this key signed it.",
+    "reused only if this key signed it.",
 )
 @click.option(
     "--mlflow",
@@ -99,13 +99,12 @@ def command(
     quiet: bool,
     verbose: bool,
 ) -> None:
-    """Build a verified INT8 (or FP16) engine from a float ONNX model, or from one with Q/DQ.
+    """Build a verified INT8 (or FP8, FP16, ...) engine from an ONNX model.
 
-    Calibrates and quantizes the model, builds the engine, reads back which layers run in INT8, compares the
-    engine with the float model, and writes everything to one folder. Settings in model.toml beside the model
-    need not be repeated here. A model that already has Q/DQ is repaired where TensorRT would refuse it
-    (`trtq lint` shows the repairs); its layers with Q/DQ keep their scales, and its float layers are
-    quantized.
+    Calibrates and quantizes the model, builds the engine, checks which layers run in INT8, compares the
+    outputs with those of the float model, and writes everything to one folder. Settings in model.toml
+    next to the model need not be repeated here. If the model already has Q/DQ, its scales are kept, what
+    TensorRT would reject is repaired (see `trtq lint`), and its float layers are quantized.
 
     \b
       trtq build model.onnx --int8 --calib-data calib.npz
@@ -160,7 +159,7 @@ def _refuse_unused(options: Mapping[str, Any]) -> None:
         UsageError: There is such an option.
     """
     if unused := [name for name, value in options.items() if value]:
-        raise UsageError(f"{unused[0]} is of no use with --dry-run: no model is run and nothing is written")
+        raise UsageError(f"{unused[0]} has no effect with --dry-run: no model is run and nothing is written")
 
 
 def _show_plan(model: Path, wanted: Mapping[str, Any], *, as_json: bool, quiet: bool) -> None:

@@ -37,45 +37,45 @@ from trtq.workers import Processes, count_cores
 @click.option(
     "--jobs",
     type=click.IntRange(1),
-    help="How many builds run at a time on this machine.  [default: half of the cores, 2 at least]",
+    help="Builds to run at a time on this machine.  [default: half of the cores, at least 2]",
 )
 @click.option(
     "--memory",
     metavar="SIZE",
-    help="Memory for all running builds together, such as 8G: a build starts when what it may need is "
-    "left.  [default: nine tenths of what is free]",
+    help="Memory for all running builds together, such as 8G. A build starts when its estimated memory is "
+    "free.  [default: 90% of the free memory]",
 )
 @click.option(
     "--workers",
     metavar="WORKERS",
     default="processes",
     show_default=True,
-    help="Where the builds run: processes of this machine, ray (the cluster of RAY_ADDRESS, or that this "
-    "machine belongs to) or ray://host:port.",
+    help="Where the builds run: processes on this machine, ray (the cluster at RAY_ADDRESS, or the one "
+    "that this machine belongs to) or ray://host:port.",
 )
 @click.option(
     "--worker-cpus",
     type=click.IntRange(1),
-    help="Cores for each build on a cluster.  [default: 1]",
+    help="Cores per build on a cluster.  [default: 1]",
 )
 @click.option(
     "--autoscaling",
     is_flag=True,
-    help="The cluster starts machines when they are asked for: wait for kinds that it has none of yet.",
+    help="The cluster starts nodes on demand: wait for kinds of nodes that are not there yet.",
 )
 @click.option(
     "--on",
     "kinds",
     multiple=True,
     metavar="KIND",
-    help="Build only what is for this kind of machine, or for any (repeatable). Without a cluster, this "
-    "machine is of this kind.",
+    help="Build only what is for this kind of machine, or for any machine (repeatable). Without a cluster, "
+    "it says what kind this machine is.",
 )
-@options.take_output("Where the summary is written as JSON.  [default: summary.json beside FILE]")
+@options.take_output("JSON file for the summary.  [default: summary.json next to FILE]")
 @click.option(
     "--index",
     type=click.Path(path_type=Path, dir_okay=False),
-    help="Where the list of the engines is written, for trtq.load.  [default: index.json beside FILE]",
+    help="JSON file for the list of engines, for trtq.load.  [default: index.json next to FILE]",
 )
 @click.option(
     "--sign-key",
@@ -84,18 +84,18 @@ from trtq.workers import Processes, count_cores
 )
 @ci_options
 @options.json_option
-@click.option("-q", "--quiet", is_flag=True, help="Print what failed, and nothing else.")
+@click.option("-q", "--quiet", is_flag=True, help="Print failures only.")
 @click.pass_context
 def command(ctx: click.Context, /, file: Path, **given: Any) -> None:
-    """Build several models at once, from one file.
+    """Build several models, described in one file.
 
-    Each [[build]] of FILE names a model and, as keys, options of `trtq build` without their dashes;
-    [defaults] holds for all. Everything is checked before any work. Each build runs in a process of its own
-    and fails by itself. The exit code is the worst of all: 4, else 5, else 2, else 3. What is unchanged
-    since it was built is not built again, so the same command continues after an interruption.
+    Each [[build]] in FILE names a model and sets options of `trtq build` as keys, without dashes;
+    [defaults] applies to all. Everything is checked before any work starts. Each build runs in its own
+    process, and a failed build does not stop the others. The exit code is the worst of all: 4, then 5, 2,
+    3. Unchanged models are not built again, so running the command again resumes an interrupted one.
 
-    On a Ray cluster, a build that says on = ["nvidia-l4", "nvidia-h100"] is made once for each, on a node
-    with this custom resource. index.json lists the engines; trtq.load takes the one for its machine.
+    On a Ray cluster, a build with on = ["nvidia-l4", "nvidia-h100"] is built once for each, on a node
+    with this custom resource. index.json lists the engines; trtq.load picks the one for its machine.
 
     \b
       trtq build-all trtq.toml --jobs 2 --memory 8G
@@ -151,8 +151,8 @@ def _find_farm(file: Path, given: Mapping[str, Any]) -> Farm | None:
         return Farm(workers, file, grows=given["autoscaling"])
     if workers != Processes():
         raise UsageError(
-            f"--workers {given['workers']} builds nothing; take processes (and --jobs N), ray or "
-            f"ray://host:port"
+            f"--workers {given['workers']} builds nothing; use processes (and --jobs N), ray or "
+            "ray://host:port"
         )
     if given["autoscaling"]:
         raise UsageError("--autoscaling is for a cluster; add --workers ray, or leave it out")

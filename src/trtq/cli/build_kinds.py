@@ -41,7 +41,7 @@ def read_kinds(table: object) -> tuple[dict[str, MachineKind], list[str]]:
 
 def _find_wrong(name: str, table: Mapping[str, Any]) -> Iterator[str]:
     if not _NAME.fullmatch(name):
-        yield "its name becomes a part of folders' names; take letters, digits, '.', '_' and '-'"
+        yield "its name becomes a part of folders' names; use letters, digits, '.', '_' and '-'"
     resources = table.get(_RESOURCES, [name])
     if not isinstance(resources, list) or not resources or not all(_is_word(item) for item in resources):
         yield f"{_RESOURCES} must be a list of names of Ray's custom resources, got {resources!r}"
@@ -68,8 +68,8 @@ def find_kinds(value: object, known: Mapping[str, MachineKind]) -> tuple[Machine
         raise UsageError(f'{KEY} must be names of kinds of machines, such as ["nvidia-l4"], got {value!r}')
     if wrong := [name for name in names if not _NAME.fullmatch(name)]:
         raise UsageError(
-            f"{KEY}: {wrong[0]!r} is no name of a kind; take letters, digits, '.', '_' and '-', and name "
-            f"other resources in a section [kind.NAME]"
+            f"{KEY}: {wrong[0]!r} is not a valid kind name; use letters, digits, '.', '_' and '-', and "
+            "name other resources in a section [kind.NAME]"
         )
     if len({*names}) < len(names):
         raise UsageError(f"{KEY} names a kind twice: {', '.join(names)}")

@@ -28,7 +28,7 @@ def print_plan(console: Console, plan: BuildPlan) -> None:
 
 def _list_lines(plan: BuildPlan) -> Iterator[tuple[str, str]]:
     yield "model", plan.model
-    yield "settings", plan.settings or "none beside the model"
+    yield "settings", plan.settings or "none next to the model"
     rest = "" if plan.high_precision == "as it is" else f" + {plan.high_precision.upper()}"
     yield "engine", f"{plan.precision.upper()}{rest} by {plan.backend}, {_name_targets(plan)}"
     yield "calibration", _tell_data(plan.calibration, "none is needed")

@@ -40,8 +40,8 @@ from trtq.pipeline.engine.target import Target
     Option(
         "--shard",
         "I/N|auto",
-        help="Observe the I-th of N parts of the data; needs --save-statistics. auto: as the scheduler of a "
-        f"SLURM array, an indexed Kubernetes job or torchrun says ({SCHEDULERS}).",
+        help="Calibrate on shard I of N of the data; needs --save-statistics. auto: read the shard from "
+        f"the environment of a SLURM array, an indexed Kubernetes job or torchrun ({SCHEDULERS}).",
     ),
     Kind(str),
     convert=parse_shard,
@@ -73,10 +73,10 @@ def command(
     quiet: bool,
     verbose: bool,
 ) -> None:
-    """Estimate the ranges of a model's tensors from data.
+    """Compute the calibration ranges of a model from data.
 
-    Without a method, the best one and the repairs that gain are searched for, as by `trtq build`. With
-    --calib-method, that method gives the ranges, and repairs are searched for if --repair is given too.
+    Without --calib-method, all methods and repairs are tried, as in `trtq build`. With it, that method is
+    used, and repairs are tried only if --repair is given too.
 
     \b
       trtq calibrate model.onnx --calib-data calib.npz --calib-method mse --output ranges.json
@@ -139,7 +139,7 @@ def _check_part(output: Path | None, save_statistics: Path | None) -> None:
             "and join the parts with `trtq merge-statistics`"
         )
     if output is not None:
-        raise UsageError("--output is of no use with --shard: a part of the data gives no ranges")
+        raise UsageError("--output has no effect with --shard: a part of the data gives no ranges")
 
 
 def _refuse_unused(given: Given, save_statistics: Path | None) -> None:
@@ -150,7 +150,7 @@ def _refuse_unused(given: Given, save_statistics: Path | None) -> None:
     unused += [change.option for change in given.find(ObserveOptions, "shard", "checkpoint")]
     unused += ["--save-statistics"] if save_statistics is not None else []
     if unused:
-        raise UsageError(f"{unused[0]} is of no use with --statistics: no data is read")
+        raise UsageError(f"{unused[0]} has no effect with --statistics: no data is read")
 
 
 def _print_part(seen: Statistics, path: Path, *, as_json: bool) -> None:

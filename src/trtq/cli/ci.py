@@ -19,14 +19,14 @@ from trtq.files import check_outputs, write_atomically
 summary_option = click.option(
     "--summary",
     type=click.Path(path_type=Path, dir_okay=False),
-    help="Add what came out to this file as Markdown, such as $GITHUB_STEP_SUMMARY.",
+    help="Append the result to this file as Markdown, such as $GITHUB_STEP_SUMMARY.",
 )
 ci_options = combine_options(
     summary_option,
     click.option(
         "--junit",
         type=click.Path(path_type=Path, dir_okay=False),
-        help="Write this file of JUnit's XML, with a test case for each thing that is judged.",
+        help="Write a JUnit XML file with a test case for each gate.",
     ),
 )
 
@@ -51,8 +51,8 @@ class CiFiles:
         """
         if self.summary is not None and self.summary.suffix == ".json":
             raise UsageError(
-                f"--summary writes Markdown, and {self.summary} is named as JSON; take --json for the result "
-                f"(trtq build-all: -o FILE), or name the summary .md"
+                f"--summary writes Markdown, and {self.summary} is named as JSON; use --json for the "
+                "result (trtq build-all: -o FILE), or name the summary .md"
             )
         others = {f"--{name}": path for name, path in outputs.items()}
         check_outputs({"--summary": self.summary, "--junit": self.junit, **others}, *sources)

@@ -31,7 +31,7 @@ from trtq.pipeline.judge.generate import Generated
 @click.argument("candidate", type=click.Path(path_type=Path))
 @options.spec_option
 @options.take_one(
-    EvaluationSpec, "data", "--data", text="Data to compare on, as for `trtq build --calib-data`."
+    EvaluationSpec, "data", "--data", text="Data to compare on, in any format of `trtq build --calib-data`."
 )
 @options.take_one(
     EvaluationSpec,
@@ -45,25 +45,29 @@ from trtq.pipeline.judge.generate import Generated
 @options.take(OperatorSpec)
 @options.take(AccuracySpec, "min_cosine", "max_drop", "metric")
 @click.option(
-    "--generate", type=click.IntRange(1, 4096), metavar="COUNT", help="Compare so many greedy tokens instead."
+    "--generate",
+    type=click.IntRange(1, 4096),
+    metavar="COUNT",
+    help="Compare this many greedily generated tokens instead.",
 )
 @options.take_path(
-    "--prompt-ids", text="Prompts for --generate: ids of tokens, one prompt a line, or a .npy file."
+    "--prompt-ids", text="Prompts for --generate: token ids, one prompt per line, or a .npy file."
 )
 @options.take_path(
-    "--token-ids", text="Compare logits on texts instead: ids of tokens, one text a line, or a .npy file."
+    "--token-ids", text="Compare logits on texts instead: token ids, one text per line, or a .npy file."
 )
 @click.option(
     "--window",
     type=click.IntRange(2),
     metavar="COUNT",
-    help="Read so many of the tokens at a time.  [default: 512]",
+    help="Context window in tokens.  [default: 512]",
 )
 @click.option(
     "--stride",
     type=click.IntRange(1),
     metavar="COUNT",
-    help="Move the window by so many tokens, and give a cache so many at a time.  [default: half a window]",
+    help="Move the window by this many tokens; a model with a KV cache reads this many at a time.  "
+    "[default: half a window]",
 )
 @ci_options
 @options.json_option
@@ -83,10 +87,10 @@ def command(
     as_json: bool,
     quiet: bool,
 ) -> None:
-    """Compare the outputs of two ONNX models on the same data; the first model is the reference.
+    """Compare the outputs of two models on the same data and apply the gate.
 
-    The second may be a build folder. Its engine is run then, which needs the TensorRT and the GPU that it was
-    built for.
+    The first model is the reference. The second may be a build folder; its engine then runs, which needs
+    the TensorRT version and GPU that it was built for.
 
     \b
       trtq compare model.onnx model.int8.onnx --data eval.npz --labels labels
@@ -170,7 +174,7 @@ def _refuse_unused(mode: str, given: Given, **files: Path | None) -> None:
     unused = [change.option for change in given.changes if change.settings is not OperatorSpec]
     unused += [f"--{name}" for name, path in files.items() if path is not None]
     if unused:
-        raise UsageError(f"{unused[0]} is of no use with {mode}: tokens are shown, not judged on data")
+        raise UsageError(f"{unused[0]} has no effect with {mode}: tokens are shown, not judged on data")
 
 
 def _print_written(names: tuple[str, str], found: Sequence[Generated], count: int) -> None:
@@ -178,7 +182,7 @@ def _print_written(names: tuple[str, str], found: Sequence[Generated], count: in
     console = open_console()
     for number, item in enumerate(found, 1):
         place = item.diverges_at
-        parted = f"the same {count} tokens" if place is None else f"parts at token {place + 1} of {count}"
+        parted = f"the same {count} tokens" if place is None else f"diverges at token {place + 1} of {count}"
         console.print(f"prompt {number}, {format_count(len(item.prompt), 'token')}: {parted}")
         for name, tokens in zip(names, (item.reference, item.candidate), strict=True):
             console.print(f"  {name}  {' '.join(map(str, tokens))}", soft_wrap=True)

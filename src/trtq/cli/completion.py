@@ -14,7 +14,7 @@ _NAME, _VARIABLE = "trtq", "_TRTQ_COMPLETE"
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]), metavar="SHELL")
 @click.pass_context
 def command(ctx: click.Context, shell: str) -> None:
-    """Print what completes commands and options in a SHELL: bash, zsh or fish.
+    """Print a completion script for SHELL: bash, zsh or fish.
 
     \b
     bash, in ~/.bashrc:

@@ -14,9 +14,9 @@ from trtq.models.demo import write_demo
 @click.argument("folder", type=click.Path(path_type=Path), default=Path("demo"))
 @click.option("-q", "--quiet", is_flag=True, help="Print errors only.")
 def command(folder: Path, quiet: bool) -> None:
-    """Write a small trained model with data, to try trtq with.
+    """Write a small trained model with data, for trying out trtq.
 
-    A classifier of handwritten digits, its calibration data, its labelled evaluation data, and model.toml
+    A handwritten digit classifier, its calibration data, its labelled evaluation data, and a model.toml
     that names them.
 
     \b

@@ -18,7 +18,7 @@ from trtq.pipeline.doctor import doctor
 def command(as_json: bool) -> None:
     """Show what is installed and which backends work here.
 
-    Each backend that is installed builds a tiny model.
+    Each installed backend builds a tiny model.
     """
     health = doctor()
     if as_json:

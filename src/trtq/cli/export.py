@@ -28,47 +28,45 @@ from trtq.pipeline.export import DEFAULT_OPSET, ExportedFile, ExportOptions, exp
     "inputs",
     multiple=True,
     metavar="NAME:DIMS[:DTYPE]",
-    help="An input, such as x:Nx3x224x224:float32 (repeatable, in order); a capital letter is an open dim.",
+    help="An input, such as x:Nx3x224x224:float32 (repeatable, in order). A capital letter is a dynamic dim.",
 )
 @click.option(
     "--size",
     "sizes",
     multiple=True,
     metavar="DIM=SIZE",
-    help="Size of an open dim in the example (repeatable).  [default: 2 on axis 0, 64 on others]",
+    help="Size of a dynamic dim in the example input (repeatable).  [default: 2 on axis 0, 64 on others]",
 )
 @click.option(
     "--weights",
     type=click.Path(path_type=Path),
-    help="A checkpoint: .safetensors, or a state_dict of PyTorch.",
+    help="Checkpoint: .safetensors, or a PyTorch state_dict.",
 )
-@click.option("--trust", is_flag=True, help="Load pickles too, which runs the code in them.")
-@click.option("--no-pretrained", is_flag=True, help="Leave a library's model with random weights.")
+@click.option("--trust", is_flag=True, help="Allow loading pickles, which runs the code in them.")
+@click.option("--no-pretrained", is_flag=True, help="Use random weights for a library's model.")
 @click.option(
     "--opset", type=click.IntRange(13, 23), default=DEFAULT_OPSET, show_default=True, help="ONNX opset."
 )
-@click.option(
-    "--data", type=click.Path(path_type=Path), help="An .npz with more inputs to compare PyTorch and ONNX on."
-)
+@click.option("--data", type=click.Path(path_type=Path), help="An .npz with more inputs to compare on.")
 @click.option(
     "--family",
     type=click.Choice(list(FAMILIES)),
-    help="For a module of your own: write the settings of this kind of model.",
+    help="For your own module: write the settings for this kind of model.",
 )
 @click.option(
     "--task",
     type=click.Choice(TASKS),
-    help="For hf: a causal language model, with its cache as inputs and outputs.",
+    help="For hf: export a causal language model with its KV cache as inputs and outputs.",
 )
 @options.json_option
 @click.option("-q", "--quiet", is_flag=True, help="Print warnings and errors only.")
 def command(target: str, output: Path, **given: Any) -> None:
-    """Export a PyTorch module to an ONNX file that computes the same.
+    """Export a PyTorch module to ONNX and check that both agree.
 
     TARGET is package.module:callable (returns an nn.Module; the current folder is searched first),
-    torchvision:NAME, timm:NAME, hf:NAME_OR_FOLDER, or a .pt2 or TorchScript file. The file is simplified and
-    compared with PyTorch on random inputs; if they differ, the exit code is 3. Sizes and
-    preprocessing of the inputs are written to a .toml beside it, for trtq build.
+    torchvision:NAME, timm:NAME, hf:NAME_OR_FOLDER, or a .pt2 or TorchScript file. The ONNX model is
+    simplified and compared with PyTorch on random inputs; if they differ, the exit code is 3. Input
+    shapes and preprocessing are written to a .toml next to it, for trtq build.
 
     \b
       trtq export torchvision:resnet18 -o resnet18.onnx

@@ -22,7 +22,7 @@ _GROUPS: Mapping[str, tuple[str, ...]] = {
         "--new", "--shard",
         "--checkpoint", "--checkpoint-seconds", "--statistics", "--save-statistics",
     ),
-    "Pictures": (
+    "Images": (
         "--resize", "--resize-mode", "--crop", "--channels", "--scale", "--mean", "--std", "--layout",
         "--exif", "--frame-step",
     ),

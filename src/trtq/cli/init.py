@@ -25,15 +25,15 @@ from trtq.pipeline.init import PRESETS, Clues, InitialSettings, find_clues, init
 @click.option(
     "--preset",
     type=click.Choice(PRESETS),
-    help="What the model takes: pictures as one of these families, texts (encoder, bert), or arrays.  "
-    "[default: what the model seems to take]",
+    help="Kind of model: one of these image families, text (encoder, bert), or arrays.  [default: guessed "
+    "from the model]",
 )
 @options.take_one(CalibrationSpec, "data")
 @options.take(EvaluationSpec, "data", "labels")
 @options.take_pictures()
-@options.take_output("The settings file.  [default: MODEL.toml beside the model, where trtq build finds it]")
-@click.option("--force", is_flag=True, help="Write over a file that is there.")
-@click.option("-y", "--yes", "is_sure", is_flag=True, help="Ask nothing: take what is guessed.")
+@options.take_output("The settings file.  [default: MODEL.toml next to the model, where trtq build finds it]")
+@click.option("--force", is_flag=True, help="Overwrite an existing file.")
+@click.option("-y", "--yes", "is_sure", is_flag=True, help="Ask nothing and accept all guesses.")
 @options.quiet_option
 @options.pass_given
 def command(
@@ -45,11 +45,11 @@ def command(
     is_sure: bool,
     quiet: bool,
 ) -> None:
-    """Write the settings of a model to begin with: a model.toml in which every key is explained.
+    """Write a commented settings file to start from.
 
-    What the inputs are, how pictures are prepared and where data lies is guessed from the model, a
-    preprocessor_config.json and the data beside it. In a terminal it is asked for, with the guess as the
-    answer to Enter.
+    It guesses the inputs, the image preprocessing and the data from the model, from a
+    preprocessor_config.json and from data next to the model. In a terminal it asks questions, with its
+    guesses as defaults.
 
     \b
       trtq init model.onnx
@@ -58,7 +58,7 @@ def command(
     path = output or model.with_suffix(".toml")
     check_output(path, model)
     if path.exists() and not force:
-        raise UsageError(f"{path} is there already; --force writes over it, -o names another file")
+        raise UsageError(f"{path} already exists; --force overwrites it, -o names another file")
     clues = find_clues(model)
     asks = sys.stdin.isatty() and not (is_sure or quiet)
     if asks:

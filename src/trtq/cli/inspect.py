@@ -23,12 +23,14 @@ from trtq.pipeline.inspect import FolderSummary, ModelSummary, Summary, inspect
 
 @click.command("inspect")
 @click.argument("path", type=click.Path(path_type=Path))
-@click.option("--placement", is_flag=True, help="Of a model: every layer, whether it is quantized, and why.")
+@click.option(
+    "--placement", is_flag=True, help="For a model: list every layer, whether it is quantized, and why."
+)
 @options.json_option
 def command(path: Path, placement: bool, as_json: bool) -> None:
-    """Show what a model, ranges, calibration cache, build folder or index of builds holds.
+    """Show what is in a model, ranges file, calibration cache, build folder or index.
 
-    The exit code is 3 if layers of an engine run in another format than they were asked in.
+    The exit code is 3 if an engine runs layers in another format than requested.
     """
     summary = inspect(path)
     if as_json:

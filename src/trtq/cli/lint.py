@@ -35,20 +35,20 @@ _MOST_NODES = 3
     "targets",
     multiple=True,
     metavar="X.Y",
-    help="Target GPU, such as 8.9 (repeatable), which may lack a format.",
+    help="Target GPU, such as 8.9, to check for supported formats (repeatable).",
 )
 @click.option(
     "--sarif",
     type=click.Path(path_type=Path, dir_okay=False),
-    help="Write the findings to this file as SARIF 2.1.0, which code scanning of GitHub and others shows.",
+    help="Write the findings to this file as SARIF 2.1.0, for code scanning on GitHub and others.",
 )
 @options.json_option
-@click.option("-v", "--verbose", is_flag=True, help="Name every node, not the first few of each rule.")
+@click.option("-v", "--verbose", is_flag=True, help="List every node, not only the first few of each rule.")
 def command(model: Path, targets: tuple[str, ...], sarif: Path | None, as_json: bool, verbose: bool) -> None:
-    """Show what TensorRT refuses in a Q/DQ model, reads differently, or silently runs in float.
+    """Find Q/DQ that TensorRT rejects, interprets differently, or silently runs in float.
 
-    Builds nothing. Each finding has its rule, the node, the reason and the repair. The exit code is 2 if
-    `trtq build` would refuse one, because it has no exact repair.
+    Builds nothing. Each finding has the rule, the node, the reason and the repair. The exit code is 2 if
+    `trtq build` would refuse the model, because there is no exact repair.
 
     \b
       trtq lint quantized.onnx

@@ -19,7 +19,7 @@ from trtq.numbers import format_count
 @options.take_output("The statistics file to write.", is_required=True)
 @click.option("-q", "--quiet", is_flag=True, help="Print errors only.")
 def command(parts: tuple[Path, ...], output: Path, quiet: bool) -> None:
-    """Join the statistics of all parts of the data, in any order.
+    """Merge the calibration statistics of all shards of the data, in any order.
 
     \b
       trtq calibrate model.onnx --calib-data calib.npz --shard 1/2 --save-statistics a.npz

@@ -32,7 +32,7 @@ from trtq.pipeline.migrate.removed.scripts import check_scripts
     "scripts",
     type=click.Path(path_type=Path),
     metavar="SCRIPT|DIR",
-    help="Only find what scripts use that TensorRT 11 removed, and say what to do instead.",
+    help="Only find APIs in scripts that TensorRT 11 removed, with their replacements.",
 )
 @options.take_output("Folder.  [default: MODEL.migrated.trtq]")
 @options.spec_option
@@ -64,12 +64,12 @@ def command(
     quiet: bool,
     verbose: bool,
 ) -> None:
-    """Carry a float model and its TensorRT calibration cache over to Q/DQ, without data.
+    """Turn a float model and its TensorRT calibration cache into a Q/DQ model and an engine, without data.
 
-    TensorRT 11 and TensorRT-RTX read no calibration caches. The model with Q/DQ pairs at the scales of the
-    cache runs there, on TensorRT 10 and on ONNX Runtime; an engine is built from it. It names keys of the
-    cache that are not tensors of the model, and tensors without a scale. With --eval-data the result is
-    compared with the float model.
+    TensorRT 11 and TensorRT-RTX do not read calibration caches. The Q/DQ model has the scales of the
+    cache, and also runs on TensorRT 10 and ONNX Runtime. The command lists cache entries that are not
+    tensors of the model, and tensors without a scale. With --eval-data the result is compared with the
+    float model.
 
     \b
       trtq migrate model.onnx calibration.cache

@@ -39,7 +39,7 @@ def list_next(report: Report, *, advises: bool = True) -> list[str]:
         advises: Whether options that help are those of this command.
     """
     folder = _shorten(report.output)
-    lines = [f"page  {Path(folder, PAGE)}"]
+    lines = [f"open  {Path(folder, PAGE)}"]
     advice = advise(report) if advises else None
     if advice is not None and (words := advice.command or _change_given(advice)):
         lines.append(f"try   {shlex.join(map(_shorten, words))}  # {advice.text}")

@@ -159,7 +159,7 @@ def take_calibration() -> Decorator:
         click.option(
             "--random-data",
             is_flag=True,
-            help="Calibrate with random numbers: the accuracy is meaningless.",
+            help="Calibrate with random numbers, only to try things out: the accuracy means nothing.",
             callback=_keep,
             expose_value=False,
         ),
@@ -269,21 +269,21 @@ spec_option = combine_options(
         "--spec",
         "settings",
         type=click.Path(path_type=Path),
-        help="Settings of the model.  [default: MODEL.toml or model.toml beside the model]",
+        help="Settings file.  [default: MODEL.toml or model.toml next to the model]",
         callback=_keep,
         expose_value=False,
     ),
     click.option(
         "--trust",
         is_flag=True,
-        help="Run the scripts that settings found beside the model name.",
+        help="Allow scripts and libraries named by the settings file next to the model to run.",
         callback=_keep,
         expose_value=False,
     ),
 )
-json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout.")
+json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON to stdout.")
 quiet_option = click.option("-q", "--quiet", is_flag=True, help="Print warnings and errors only.")
 talk_options = combine_options(
     quiet_option,
-    click.option("-v", "--verbose", is_flag=True, help="Show every layer and TensorRT's warnings."),
+    click.option("-v", "--verbose", is_flag=True, help="Show all layers and TensorRT's warnings."),
 )

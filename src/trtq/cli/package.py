@@ -26,76 +26,74 @@ from trtq.pipeline.package.deepstream import package_deepstream
 @click.option(
     "--triton",
     metavar="REPO",
-    help="Triton's model repository: a local folder, made if there is none.",
+    help="Triton model repository: a local folder, created if necessary.",
 )
 @click.option(
     "--deepstream",
     type=click.Path(path_type=Path),
     metavar="FOLDER",
-    help="A folder for config_infer_primary.txt of DeepStream's nvinfer, and what it names.",
+    help="Folder for DeepStream: config_infer_primary.txt for nvinfer and the files it refers to.",
 )
 @click.option(
     "--label-file",
     type=click.Path(path_type=Path),
-    help="For --deepstream: names of the classes, one a line.",
+    help="For --deepstream: class names, one per line.",
 )
-@click.option("--name", help="Name of the model.  [default: the folder's, without .trtq]")
+@click.option("--name", help="Model name.  [default: the folder name without .trtq]")
 @click.option(
     "--fallback",
     type=click.Choice(FALLBACKS),
-    help="Also add the folder's ONNX model, as NAME_onnx: for Triton's ONNX Runtime backend, or for its "
-    "Python backend, where the package onnxruntime runs it.",
+    help="Also add the ONNX model as NAME_onnx: for Triton's ONNX Runtime backend, or for its Python "
+    "backend with the package onnxruntime.",
 )
 @click.option(
     "--ab",
     type=float,
     metavar="PERCENT",
-    help="Also add NAME_ab, a model that sends this share of the requests to NAME_onnx and the others to "
-    "NAME; if one fails, the other answers.",
+    help="Also add NAME_ab, which sends this percentage of the requests to NAME_onnx and the others to "
+    "NAME, and falls back to the other if one fails.",
 )
-@click.option(
-    "--max-batch", type=int, help="Largest batch; 0: do not join requests.  [default: the engine's]"
-)
+@click.option("--max-batch", type=int, help="Largest batch; 0 turns batching off.  [default: the engine's]")
 @click.option(
     "--max-queue-delay",
     type=int,
     default=100,
     show_default=True,
     metavar="MICROSECONDS",
-    help="How long a request may wait to be joined with others.",
+    help="How long a request may wait to be batched with others.",
 )
-@click.option("--instances", type=int, default=1, show_default=True, help="Copies of the model on each GPU.")
+@click.option("--instances", type=int, default=1, show_default=True, help="Model instances per GPU.")
 @click.option(
     "--serve-versions",
     default="1",
     show_default=True,
     metavar="N|all",
-    help="How many of the newest versions are served.",
+    help="Serve this many of the newest versions.",
 )
 @click.option(
     "--warmup-data",
     metavar="DATA",
-    help="Data whose first sample warms the server up, as for --calib-data.  [default: the calibration "
-    "data of the build, if it is still there]",
+    help="Data for the warm-up request, in any format of --calib-data.  [default: the calibration data of "
+    "the build, if it still exists]",
 )
 @click.option(
     "--key",
     type=click.Path(path_type=Path, dir_okay=False),
-    help="A public Ed25519 key in PEM: the build must be signed by its owner.",
+    help="Public Ed25519 key (PEM); the build must be signed with its private key.",
 )
 @click.option("--ignore-gate", is_flag=True, help="Package a build whose accuracy gate failed.")
 @options.json_option
 @click.option("-q", "--quiet", is_flag=True, help="Print errors only.")
 def command(folder: Path, **given: Any) -> None:
-    """Add a build to a model repository of Triton, or write it for DeepStream.
+    """Add a build to a Triton model repository, or write it for DeepStream.
 
-    For Triton, as a new version: config.pbtxt (batching, the engine's profile, warm-up with real data) and
-    the engine. A folder that has changed since the build is refused. A version appears whole or not at all
-    and never replaces another. A configuration that somebody has edited is kept; one of another model is
-    refused.
+    For Triton, a new version is added: the engine and config.pbtxt (batching, optimization profile,
+    warm-up with real data). A folder that has changed since the build is refused. Versions are added
+    atomically and never replaced. A config.pbtxt that you edited is kept; if it is for another model, the
+    command fails.
 
-    For DeepStream: config_infer_primary.txt of nvinfer, from how the build prepares pictures, and the files
-    that it names.
+    For DeepStream, config_infer_primary.txt for nvinfer is written, with the preprocessing of the build,
+    and the files that it refers to.
 
     \b
       trtq package model.trtq --triton models/ --name classifier

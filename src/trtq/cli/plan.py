@@ -22,48 +22,48 @@ from trtq.pipeline.plan import KV_CACHES, MemoryPlan, Sizes, parse_count, plan_m
 
 @click.command("plan", cls=GroupedCommand)
 @click.argument("model", type=click.Path(path_type=Path), required=False)
-@click.option("--params", metavar="COUNT", help="Number of parameters instead of a model, such as 10B.")
+@click.option("--params", metavar="COUNT", help="Number of parameters, such as 10B, instead of a model.")
 @click.option(
     "--gpu-memory",
     type=parse_decimal_bytes,
     metavar="SIZE",
-    help="Memory of the GPU, to show what fits. 8GB is 8 * 10^9 bytes, 8GiB is 8 * 2^30.",
+    help="GPU memory, to show what fits. 8GB is 8 * 10^9 bytes, 8GiB is 8 * 2^30.",
 )
-@click.option("--batch", type=int, help="Size of the first axis of inputs where it is open.  [default: 1]")
-@click.option("--seq", type=int, help="Size of all other open axes.")
-@click.option("--past", type=int, help="Positions in the cache of a decoder (past_key_values).")
-@click.option("--new", type=int, help="Positions that a run adds; a mask covers both.  [default: --seq]")
+@click.option("--batch", type=int, help="Batch size, for dynamic first axes.  [default: 1]")
+@click.option("--seq", type=int, help="Size of all other dynamic axes.")
+@click.option("--past", type=int, help="Number of tokens in the KV cache of a decoder (past_key_values).")
+@click.option(
+    "--new", type=int, help="Number of new tokens per run; the attention mask covers both.  [default: --seq]"
+)
 @click.option(
     "--kv-cache",
     type=click.Choice(KV_CACHES),
     default=FP16.name,
     show_default=True,
-    help="Count the cache of a decoder in this format.",
+    help="Count the KV cache of a decoder in this format.",
 )
 @click.option(
-    "--shapes", multiple=True, metavar="NAME:DIMS", help="Whole shapes of inputs: name:1x3x224x224."
+    "--shapes", multiple=True, metavar="NAME:DIMS", help="Full shapes of inputs, such as name:1x3x224x224."
 )
-@click.option(
-    "--workspace", type=parse_decimal_bytes, metavar="SIZE", help="Scratch memory that the engine may use."
-)
+@click.option("--workspace", type=parse_decimal_bytes, metavar="SIZE", help="Scratch memory of the engine.")
 @click.option(
     "--block-size",
     type=click.Choice([str(size) for size in BLOCK_SIZES]),
     default="64",
     show_default=True,
-    help="Elements for each scale, for int4 and nf4.",
+    help="For int4 and nf4: weights per scale.",
 )
-@click.option("--double-quant", is_flag=True, help="Count the scales of nf4 in 8 bits.")
+@click.option("--double-quant", is_flag=True, help="For nf4: count the scales in 8 bits.")
 @click.option(
     "--skip",
     multiple=True,
     metavar="REGEX",
-    help="Nodes that keep their precision (repeatable).",
+    help="Do not quantize nodes whose names match (repeatable).",
 )
 @click.option(
     "--quantize-sensitive",
     is_flag=True,
-    help="Count lm_head, proj_out, ... in fewer bits too, as build does.",
+    help="Also count lm_head, proj_out, ... as quantized, like the option of trtq build.",
 )
 @options.json_option
 def command(
@@ -83,9 +83,10 @@ def command(
     quantize_sensitive: bool,
     as_json: bool,
 ) -> None:
-    """Show how much GPU memory a model needs in each precision, and what fits.
+    """Estimate the GPU memory a model needs in each precision, and show what fits.
 
-    Nothing is built. INT8, FP8, INT4 and NF4 are those of `trtq build --weights`, with the rest in FP16.
+    Nothing is built. INT8, FP8, INT4 and NF4 mean weight-only quantization (`trtq build --weights`), with
+    the rest in FP16.
 
     \b
       trtq plan model.onnx --gpu-memory 8GB --batch 1 --seq 512

@@ -28,7 +28,8 @@ from trtq.pipeline.quantize import quantize
 @options.model_argument
 @options.take_path(
     "--ranges",
-    text="The ranges file of `trtq calibrate`. --weights, --activations per-token and --kv-cache need none.",
+    text="Ranges file from `trtq calibrate`. Not needed for --weights, --activations per-token and "
+    "--kv-cache.",
 )
 @options.take_output("The file to write.  [default: MODEL.int8.onnx, MODEL.fp8.onnx, ...]")
 @options.spec_option
@@ -52,7 +53,7 @@ def command(
     as_json: bool,
     quiet: bool,
 ) -> None:
-    """Write a model with Q/DQ from a float model and its ranges, or with weights or a cache of fewer bits.
+    """Write the Q/DQ model from a float model and its ranges, or quantize only its weights or KV cache.
 
     \b
       trtq quantize model.onnx --ranges ranges.json --output model.int8.onnx

@@ -23,19 +23,19 @@ from trtq.pipeline.report import compare_builds, list_layers, report
 @click.option(
     "--sensitivity",
     type=click.Path(path_type=Path),
-    help="The file of `trtq sensitivity` for the same model: the page then shows what each layer costs.",
+    help="Result of `trtq sensitivity` for the same model, to show the cost of each layer.",
 )
 @click.option(
     "-o",
     "--output",
     type=click.Path(path_type=Path),
-    help="HTML file.  [default: FOLDER.html beside it; of two folders none]",
+    help="HTML file.  [default: FOLDER.html next to the folder; none with two folders]",
 )
 @click.option(
     "--csv",
     "table",
     type=click.Path(path_type=Path, dir_okay=False),
-    help="Also write the layers to this file, a line each: what they run as, their SQNR in dB, their range.",
+    help="Also write a table of the layers to this file: precision, SQNR in dB, range.",
 )
 @ci.summary_option
 @click.option("-q", "--quiet", is_flag=True, help="Print errors only.")
@@ -48,11 +48,11 @@ def command(
     summary: Path | None,
     quiet: bool,
 ) -> None:
-    """Write the page of a build again, from what is in its folder, or show two builds side by side.
+    """Rewrite the HTML report of a build, or compare two builds.
 
-    `trtq build` has already written report.html to the folder. This page can also show what `trtq
-    sensitivity` measured for each layer. It is one file that loads nothing else. With a second folder, what
-    differs between the two is shown instead, the first one being what the second is measured by.
+    `trtq build` already writes report.html to the folder. This report can also show the results of `trtq
+    sensitivity`. It is one self-contained file. With a second folder, the differences from the first are
+    shown instead.
 
     \b
       trtq report model.trtq

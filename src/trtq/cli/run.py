@@ -25,24 +25,24 @@ from trtq.pipeline.run import RunOutcome, run
     type=click.Path(readable=False),
     metavar="DATA",
     required=True,
-    help="What to run on, in every form of `trtq build --calib-data`: an .npz or .npy file, a folder of .npz "
-    "files or of images, script.py:function, or a .json file of inputs saved by Polygraphy.",
+    help="Input data, in any format of `trtq build --calib-data`, such as an .npz file or a folder of "
+    "images.",
 )
-@options.take_output("The .npz file for the outputs, one array each.  [default: none is written]")
+@options.take_output("Write the outputs to this .npz file, one array each.  [default: not written]")
 @click.option(
-    "--samples", type=int, help="Run only this many samples, rounded up to batches.  [default: all]"
+    "--samples", type=int, help="Run only this many samples, rounded up to whole batches.  [default: all]"
 )
-@click.option("--name", help="Of the build, where FOLDER is an index.  [default: it has one alone]")
+@click.option("--name", help="Name of the build, if FOLDER is an index.  [default: its only build]")
 @click.option(
     "--backend",
     type=click.Choice(["tensorrt", "tensorrt-rtx", "onnxruntime"]),
-    help="What runs it: onnxruntime runs the Q/DQ model of any build on the CPU, each node as it stands.  "
-    "[default: what it was built for]",
+    help="What runs it; onnxruntime runs the Q/DQ model of any build on the CPU.  [default: the backend of "
+    "the build]",
 )
 @click.option(
     "--key",
     type=click.Path(path_type=Path, dir_okay=False),
-    help="A public Ed25519 key in PEM: the build must be signed by its owner.",
+    help="Public Ed25519 key (PEM); the build must be signed with its private key.",
 )
 @options.take(OperatorSpec)
 @options.json_option
@@ -60,11 +60,11 @@ def command(
     as_json: bool,
     quiet: bool,
 ) -> None:
-    """Run what was built on data, and write its outputs.
+    """Run a build on data and save its outputs.
 
-    More samples than the engine takes at once are split, and a last batch that is too small for it is filled
-    up. Pictures are prepared as for the build. The file that is run is checked against the manifest. Of an
-    index that build-all wrote, the engine for this machine is taken.
+    Large inputs are split into batches, and the last batch is padded if the engine needs it. Images are
+    preprocessed as for the build. The engine is checked against the manifest. Given an index from
+    build-all, the engine for this machine is used.
 
     \b
       trtq run model.trtq --data photos/ -o outputs.npz

@@ -57,7 +57,7 @@ _RANKS = (*_WITHOUT_LABELS, "accuracy")
     Target,
     "high_precision",
     kind=click.Choice(["auto", "fp16", "fp32"]),
-    text="Precision of what is not quantized; fp16 rounds the scales to FP16.  [default: auto]",
+    text="Precision of everything that is not quantized; fp16 rounds the scales to FP16.  [default: auto]",
 )
 @options.take(EvaluationSpec, "data", "labels", "output", "samples")
 @click.option(
@@ -65,8 +65,8 @@ _RANKS = (*_WITHOUT_LABELS, "accuracy")
     metavar="NAME|SCRIPT:FUNCTION",
     default="sqnr",
     show_default=True,
-    help="What ranks the layers: sqnr, cosine, script.py:function, or, with --labels, accuracy, top-1 or "
-    "top-5.",
+    help="Metric to rank the layers by: sqnr, cosine, script.py:function, or, with --labels, accuracy, "
+    "top-1 or top-5.",
 )
 @options.take_path("--chart", text="Write a bar chart of all layers to this .svg file.")
 @options.take_output("JSON file.  [default: MODEL.sensitivity.json]")
@@ -86,10 +86,11 @@ def command(
     quiet: bool,
     verbose: bool,
 ) -> None:
-    """Measure what each quantized layer costs in accuracy: alone, and as the only layer kept float.
+    """Measure the accuracy cost of each quantized layer.
 
-    Of a build folder its own layers, ranges, repairs and data are taken. Results are saved every few seconds,
-    so the same command continues after an interruption.
+    Each layer is measured twice: as the only quantized layer, and as the only layer in float. Given a
+    build folder, its ranges, repairs and data are used. Results are saved every few seconds, so running
+    the command again resumes an interrupted one.
 
     \b
       trtq sensitivity model.onnx --calib-data calib.npz
@@ -131,8 +132,8 @@ def _read_build(given: Given, folder: Path) -> ModelSpec:
     made += (*given.find(CalibrationSpec, "method", "device", "memory_bytes"),)
     if made:
         raise UsageError(
-            f"{made[0].option} is of no use with the build folder {folder}: its own layers and ranges are "
-            f"measured; give the model instead"
+            f"{made[0].option} has no effect with the build folder {folder}: its own layers and ranges "
+            "are measured; give the model instead"
         )
     return read_settings(read_intact_manifest(folder), folder)[0]
 

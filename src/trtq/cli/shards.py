@@ -24,7 +24,7 @@ def parse_shard(text: str) -> tuple[int, int]:
         return find_shard(os.environ)
     found = re.fullmatch(r"(\d+)/(\d+)", text.strip())
     if found is None:
-        raise UsageError(f"{text!r} is no shard; write a part and their number, such as 3/8, or auto")
+        raise UsageError(f"{text!r} is not a shard; write a part and their number, such as 3/8, or auto")
     return int(found[1]), int(found[2])
 
 
@@ -60,7 +60,7 @@ def _read(environment: Mapping[str, str], index: str, count: str) -> tuple[int, 
     names = [index, count, *(("SLURM_ARRAY_TASK_MIN", "SLURM_ARRAY_TASK_STEP") if is_slurm else ())]
     texts = {name: environment.get(name, "1" if name.endswith("STEP") else "0") for name in names}
     if wrong := [name for name, text in texts.items() if not re.fullmatch(r"\d{1,9}", text)]:
-        raise UsageError(f"--shard auto: {wrong[0]} is {texts[wrong[0]]!r}, which is no number of a part")
+        raise UsageError(f"--shard auto: {wrong[0]} is {texts[wrong[0]]!r}, which is not a number of a part")
     number, total, *rest = map(int, texts.values())
     first, step = rest or (0, 1)
     part, left = divmod(number - first, max(1, step))

@@ -15,15 +15,15 @@ workers_options = combine_options(
         metavar="WORKERS",
         default="threads",
         show_default=True,
-        help="Who does the parts of the work: threads of this process, processes or processes:N of this "
-        "machine, ray (the cluster of RAY_ADDRESS, or that this machine belongs to) or ray://host:port. They "
-        "share the calibration, the trials, GPTQ and AWQ, the choice of formats, and comparisons unless a "
-        "TensorRT engine runs here. The result is the same to the last bit.",
+        help="Where the work runs: threads of this process, processes or processes:N on this machine, ray "
+        "(the cluster at RAY_ADDRESS, or the one that this machine belongs to) or ray://host:port. "
+        "Calibration, trials, GPTQ and AWQ, the choice of formats, and comparisons are shared, unless "
+        "a TensorRT engine runs here. The result is bit-identical.",
     ),
     click.option(
         "--worker-cpus",
         type=click.IntRange(1),
-        help="Cores for each part of the work on a cluster.  [default: 1]",
+        help="Cores per task on a cluster.  [default: 1]",
     ),
 )
 
@@ -53,6 +53,6 @@ def _parse(text: str, cpus: int) -> Workers | None:
     if text == "ray" or text.startswith("ray://"):
         return Ray(None if text == "ray" else text, cpus)
     raise UsageError(
-        f"{text!r} are no workers; take threads, processes, processes:N, ray (the cluster of RAY_ADDRESS) or "
-        f"ray://host:port"
+        f"{text!r} is not a valid --workers value; use threads, processes, processes:N, ray (the "
+        "cluster of RAY_ADDRESS) or ray://host:port"
     )

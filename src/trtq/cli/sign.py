@@ -16,13 +16,13 @@ from trtq.pipeline.sign import sign
     "--key",
     required=True,
     type=click.Path(path_type=Path, dir_okay=False),
-    help="A private Ed25519 key in PEM, without a passphrase.",
+    help="Private Ed25519 key (PEM), without a passphrase.",
 )
 @click.option("-q", "--quiet", is_flag=True, help="Print errors only.")
 def command(folder: Path, key: Path, quiet: bool) -> None:
-    """Sign a build folder with a key.
+    """Sign a build folder.
 
-    Writes manifest.sig beside manifest.json, which holds the digest of everything else. A folder that has
+    Writes manifest.sig next to manifest.json, which has the digests of all other files. A folder that has
     changed since the build is not signed.
 
     \b

@@ -24,7 +24,7 @@ def parse_bytes(text: str, *, decimal: bool = False) -> int:
     """
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([BKMG]?)(iB|B)?", text.strip(), re.IGNORECASE)
     if found is None:
-        raise UsageError(f"{text!r} is no size; write bytes, or a number with K, M or G")
+        raise UsageError(f"{text!r} is not a size; write bytes, or a number with K, M or G")
     unit = found[2].upper()
     is_decimal = decimal and (found[3] or "").upper() == "B"
     size = float(found[1]) * (_DECIMAL_UNITS if is_decimal else _UNITS)[unit]

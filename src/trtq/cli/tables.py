@@ -93,7 +93,7 @@ def print_report(
     if report.speed is not None:
         print_speed(console, report.speed)
     if report.reused:
-        console.print(f"used again from the earlier build: {', '.join(report.reused)}")
+        console.print(f"reused from the earlier build: {', '.join(report.reused)}")
     console.print(f"written to {report.output}", soft_wrap=True)
     if engine is not None and report.verdict != "fail":
         console.print(f"engine written to {engine}", soft_wrap=True)
@@ -271,7 +271,7 @@ def print_repairs(console: Console, repairs: Repairs, *, verbose: bool) -> None:
     method = repairs.method.partition("(")[0]
     console.print(
         f"repairs: {done} (ranges by {method}); {repairs.before_db:.1f} -> {repairs.after_db:.1f} dB SQNR on "
-        f"{format_count(repairs.num_samples, 'calibration sample')} held back",
+        f"{format_count(repairs.num_samples, 'held-out calibration sample')}",
         soft_wrap=True,
     )
     for item in repairs.tried if verbose else ():

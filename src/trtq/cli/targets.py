@@ -20,7 +20,7 @@ from trtq.pipeline.formats.blocks import BLOCK_SIZES
 
 def take_shapes(kind: str, word: str) -> Decorator:
     """Returns the option of one kind of profile shapes, as trtexec or as Polygraphy spells it."""
-    text = f"The {word} shapes of dynamic inputs: name:1x3x224x224 or name:[1,3,224,224]."
+    text = f"The {word} shapes of dynamic inputs, such as name:1x3x224x224 or name:[1,3,224,224]."
     return create_option(
         GivenShapes,
         kind,
@@ -38,14 +38,14 @@ profile_option = create_option(
     Option(
         "--profile",
         "NAME:MIN:OPT:MAX",
-        help="A further optimization profile, such as x:1x3x224x224:1x3x224x224:1x3x224x224 (repeatable); "
-        "without other shapes the first of them is the first.",
+        help="Another optimization profile, such as x:1x3x224x224:1x3x224x224:1x3x224x224 (repeatable). "
+        "Without --opt-shapes or settings, the first one given is profile 0.",
     ),
     Kind(str, is_list=True),
     convert=lambda texts: tuple(map(parse_profile, texts)),
 )
 fp8_option = take_one(
-    Formats, "fp8", text="FP8 (E4M3) instead of INT8, for GPUs of compute capability 8.9 and newer."
+    Formats, "fp8", text="FP8 (E4M3) instead of INT8, for compute capability 8.9 and newer."
 )
 high_precision_option = take_one(Target, "high_precision", "--high-precision", "--compute-dtype")
 weight_options = combine_options(
@@ -95,5 +95,5 @@ def _parse_change(change: GivenSetting) -> GivenSetting:
 def _parse_capability(text: str) -> str:
     found = re.fullmatch(r"(?:sm_?)?(\d{1,2})\.?(\d)", text.strip(), re.IGNORECASE)
     if found is None:
-        raise UsageError(f"{text!r} is no compute capability; write 8.9, 89 or sm_89")
+        raise UsageError(f"{text!r} is not a compute capability; write 8.9, 89 or sm_89")
     return f"{found[1]}.{found[2]}"

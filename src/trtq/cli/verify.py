@@ -28,16 +28,16 @@ _SIGNATURES = {
 @click.option(
     "--key",
     type=click.Path(path_type=Path, dir_okay=False),
-    help="A public Ed25519 key in PEM: the folder must be signed by its owner.",
+    help="Public Ed25519 key (PEM); the folder must be signed with its private key.",
 )
 @options.json_option
 @click.option("-q", "--quiet", is_flag=True, help="Print errors only.")
 def command(folder: Path, key: Path | None, as_json: bool, quiet: bool) -> None:
     """Check every file of a build folder, and its signature.
 
-    Hashes manifest.json and every file that it names again. The exit code is 2 if a file has changed, is
-    missing or is not part of the build. Of an index that build-all wrote, all its folders are checked; its
-    own signature vouches for them. An engine is executable input: where others can write, only a
+    Hashes manifest.json and every file that it lists. The exit code is 2 if a file has changed, is
+    missing or does not belong to the build. Given an index from build-all, all its folders are checked;
+    the index has its own signature. An engine contains executable code: where others can write, only a
     signature proves that it is yours.
 
     \b

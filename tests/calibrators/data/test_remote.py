@@ -138,7 +138,7 @@ def test_a_file_of_another_kind_is_told_with_its_address(s3: Any) -> None:
     source = put(s3, "kinds", {"a.npz": b"no array", "a.csv": b"1,2"})
     with pytest.raises(DataError, match=r"^s3://data/kinds/a.npz cannot be read as .npz: "):
         read(f"{source}/a.npz")
-    with pytest.raises(DataError, match=r"^s3://data/kinds/a.csv is no kind of data that trtq reads; "):
+    with pytest.raises(DataError, match=r"^s3://data/kinds/a.csv is not a kind of data that trtq reads; "):
         read(f"{source}/a.csv")
 
 

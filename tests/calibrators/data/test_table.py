@@ -145,8 +145,8 @@ def test_a_folder_of_datasets_comes_from_s3(s3: Any, tmp_path: Path) -> None:
         ([[[1.0], None]], r"a.parquet, row 0 has an empty element in a list; leave such rows out$"),
         ([[[1.0], [1.0, 2.0]]], r"a.parquet, row 0 has lists of 1, 2 elements in one array$"),
         ([b"picture"], r"^column 'x' of .*a.parquet, row 0 holds bytes, and 'x' is no input of rank 4$"),
-        (["text"], r"input 'x' of .*a.parquet, row 0 is .*, the model wants float32"),
-        ([[1.0, 2.0, 3.0]], r"a.parquet, row 0 has shape \(1, 3\), the model wants \(N, 2\)"),
+        (["text"], r"input 'x' of .*a.parquet, row 0 is .*, the model expects float32"),
+        ([[1.0, 2.0, 3.0]], r"a.parquet, row 0 has shape \(1, 3\), the model expects \(N, 2\)"),
         (
             [[1.0, 2.0], [1.0]],
             r"array 'x' of .*a.parquet, row 1 has shape \(1\), others in its batch have \(2\)",
@@ -164,8 +164,7 @@ def test_a_picture_without_its_bytes_is_told(tmp_path: Path) -> None:
     )
     with pytest.raises(
         DataError,
-        match=r"a.parquet, row 0 has the path of a picture without its bytes; save the data with the "
-        r"pictures$",
+        match=r"a.parquet, row 0 has the path of an image without its bytes; save the data with the images$",
     ):
         list(read(write(tmp_path / "a.parquet", pixels=cells), PICTURES))
 
@@ -182,7 +181,7 @@ def test_a_column_that_is_missing_is_told(tmp_path: Path) -> None:
 def test_whole_numbers_that_do_not_fit_stay_as_they_are(tmp_path: Path) -> None:
     bytes_ = [TensorSpec("x", "uint8", ("N", 2))]
     assert join(read(write(tmp_path / "a.parquet", x=[[0, 255]]), bytes_)).dtype == np.uint8
-    with pytest.raises(DataError, match=r"is int64, the model wants uint8"):
+    with pytest.raises(DataError, match=r"is int64, the model expects uint8"):
         list(read(write(tmp_path / "b.parquet", x=[[0, 256]]), bytes_))
 
 
@@ -201,7 +200,7 @@ def test_a_stream_that_is_cut_between_two_batches_or_joined_is_told(tmp_path: Pa
     path = folder / "data-00000-of-00001.arrow"
     content = path.read_bytes()
     path.write_bytes(content * 2)
-    with pytest.raises(DataError, match=r"there is more behind the stream; save each stream alone$"):
+    with pytest.raises(DataError, match=r"there is more data after the stream; save each stream alone$"):
         list(read(folder))
     path.write_bytes(content[:-8])
     with pytest.raises(

@@ -193,7 +193,10 @@ def test_a_picture_may_name_its_input(tmp_path: Path) -> None:
             {"1.x.npy": npy(X[0]), "2.x.npy": npy(X[0].astype(np.uint8))},
             r"^array 'x' of .*a.tar, 2 is uint8, that of .*a.tar, 1 is float32; give all samples the same$",
         ),
-        ({"1.x.npy": npy(X[0]) * 2}, r"a.tar, 1.x.npy cannot be read: there is more behind the array; save"),
+        (
+            {"1.x.npy": npy(X[0]) * 2},
+            r"a.tar, 1.x.npy cannot be read: there is more data after the array; save",
+        ),
         ({"README": b"no sample"}, r"a.tar yields no samples; "),
     ],
 )
@@ -247,7 +250,7 @@ def test_a_header_that_is_damaged_is_no_end(tmp_path: Path) -> None:
 def test_archives_that_are_joined_are_told(tmp_path: Path) -> None:
     (tmp_path / "a.tar").write_bytes(tar({"1.x.npy": npy(X[1])}) + tar({"2.x.npy": npy(X[2])}))
     with pytest.raises(
-        DataError, match=r"a.tar holds more behind the end of the archive; give each archive alone$"
+        DataError, match=r"a.tar has more data after the end of the archive; give each archive alone$"
     ):
         list(read(tmp_path / "a.tar"))
 
@@ -335,7 +338,7 @@ def test_a_pattern_may_be_longer_than_a_name(tmp_path: Path) -> None:
 
 def test_a_pattern_of_too_many_names_is_told() -> None:
     with pytest.raises(
-        DataError, match=r"^a\{0..9999999\}.tar stands for more than 100,000 names; take fewer at a time$"
+        DataError, match=r"^a\{0..9999999\}.tar stands for more than 100,000 names; use fewer at a time$"
     ):
         read("a{0..9999999}.tar")
 

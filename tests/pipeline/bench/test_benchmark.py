@@ -147,9 +147,9 @@ def notes(items: list[Runnable], results: list[Timing], here: Machine = HERE) ->
 def test_what_int8_is_on_a_cpu_is_told() -> None:
     item, result = contender("int8", "int8", "cpu", high="fp16"), measured("int8", layers=Int8Layers(2, 11))
     assert notes([item], [result]) == [
-        "int8: ONNX Runtime runs 2 of 11 quantized layers in INT8 on this CPU, which has no instructions for "
-        "sums of INT8 products; the rest of it is FP16: trtq build --backend onnxruntime makes a model for "
-        "the CPU",
+        "int8: ONNX Runtime runs 2 of 11 quantized layers in INT8 on this CPU, which has no INT8 "
+        "dot-product instructions; the rest of it is FP16: trtq build --backend onnxruntime makes a "
+        "model for the CPU",
         "Q/DQ pairs are placed for TensorRT: only its engine on a GPU shows what INT8 gives there",
     ]
     with_vnni = replace(HERE, features=("avx512_vnni",))
@@ -186,13 +186,13 @@ def test_an_engine_without_a_graph_and_few_runs_are_told() -> None:
 
 def test_a_machine_that_is_not_at_rest_is_told() -> None:
     during = replace(
-        QUIET, others_share=0.31, stolen_share=0.05, throttled=("the processor was too hot 5 times",)
+        QUIET, others_share=0.31, stolen_share=0.05, throttled=("the CPU was throttled 5 times",)
     )
     assert list(module._warnings([measured("int8", spread=0.2)], during)) == [
-        "other processes used 31% of the processor meanwhile; stop them and measure again",
-        "other virtual machines took 5% of the processor meanwhile",
-        "throttled: the processor was too hot 5 times",
-        "int8: its rounds differ by 20%; the machine is not at rest",
+        "other processes used 31% of the CPU meanwhile; stop them and measure again",
+        "other virtual machines took 5% of the CPU meanwhile",
+        "throttled: the CPU was throttled 5 times",
+        "int8: its rounds differ by 20%; the machine is busy",
     ]
     unknown = replace(QUIET, others_share=None, stolen_share=None)
     assert list(module._warnings([measured("int8")], unknown)) == []

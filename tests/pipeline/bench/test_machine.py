@@ -120,7 +120,7 @@ def test_what_others_used_is_all_but_our_own() -> None:
 
 def test_heat_is_told() -> None:
     during = compare_samples(_MOMENT, replace(_MOMENT, throttles=8))
-    assert during.throttled == ("the processor was too hot 5 times",)
+    assert during.throttled == ("the CPU was throttled 5 times",)
 
 
 def test_a_gpu_is_what_nvidia_smi_tells(smi: Path, proc: Path) -> None:
@@ -132,7 +132,7 @@ def test_a_gpu_is_what_nvidia_smi_tells(smi: Path, proc: Path) -> None:
     during = compare_samples(before, sample_machine([], proc, proc))
     assert (during.gpu_mhz, during.gpu_max_mhz, during.gpu_celsius) == ((1200, 900), 2040, (61, 83))
     assert during.throttled == (
-        "the GPU's clock was held down (NVML's reasons 0x60; see nvidia-smi -q -d PERFORMANCE)",
+        "the GPU was throttled (NVML's reasons 0x60; see nvidia-smi -q -d PERFORMANCE)",
     )
 
 

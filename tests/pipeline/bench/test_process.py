@@ -67,7 +67,7 @@ def test_what_the_process_raises_is_raised_here(model: Path) -> None:
     ("fault", "how"),
     [
         ("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)", "was killed by SIGSEGV"),
-        ("import sys; sys.exit('a last word')", "ended with status 1; its last words: a last word"),
+        ("import sys; sys.exit('a last word')", "ended with status 1; its last output: a last word"),
     ],
 )
 def test_a_process_that_dies_is_told(
@@ -95,5 +95,5 @@ def test_a_process_that_dies_between_its_turns_is_told(model: Path) -> None:
     with TimedProcess(Request("onnx", model), {"x": X, "file": X}) as candidate:
         candidate._process.kill()
         candidate._process.wait()
-        with pytest.raises(ArtifactError, match=r"its process was killed by SIGKILL; its last words: none$"):
+        with pytest.raises(ArtifactError, match=r"its process was killed by SIGKILL; its last output: none$"):
             candidate.turn(0.0)

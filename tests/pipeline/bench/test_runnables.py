@@ -233,7 +233,7 @@ def test_inputs_of_engines_alone_cannot_be_asked_for(
     (tmp_path / "a.plan").write_bytes(b"plan")
     with pytest.raises(
         UsageError,
-        match=rf"^{option} is of no use with engines alone, .*; give the build folder, or an \.onnx",
+        match=rf"^{option} has no effect with engines alone, .*; give the build folder, or an \.onnx",
     ):
         list_runnables([tmp_path / "a.plan"], RunOptions(**runs))
 
@@ -276,7 +276,7 @@ def test_data_that_is_named_must_be_there(model: Path, data: Path) -> None:
 def test_a_batch_of_a_model_with_a_fixed_one_is_refused(path_of: Callable[..., Path]) -> None:
     fixed = path_of("g (float[8, 4] x) => (float[8, 4] y) { y = Relu (x) }")
     assert feed_of(fixed, batch=8)[0] == {"x": (8, 4)}
-    with pytest.raises(UsageError, match=r"^--batch 4 cannot be: no first axis is open; 'x' is \(8, 4\)$"):
+    with pytest.raises(UsageError, match=r"^--batch 4 cannot be: no first axis is dynamic; 'x' is \(8, 4\)$"):
         feed_of(fixed, batch=4)
 
 
@@ -301,7 +301,7 @@ def test_open_axes_that_nothing_tells_are_asked_for(path_of: Callable[..., Path]
         ),
         (["absent"], {}, UsageError, r"^there is no file or folder .*absent$"),
         (["c.npz"], {}, UsageError, r"c\.npz is not a build folder, an \.engine or an \.onnx file$"),
-        (["."], {}, ArtifactError, "is no build folder: cannot read"),
+        (["."], {}, ArtifactError, "is not a build folder: cannot read"),
         (
             ["MODEL"],
             {"shapes": {"z": (1, 4)}},

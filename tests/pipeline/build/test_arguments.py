@@ -82,7 +82,7 @@ def test_keywords_stand_in_place_of_what_the_settings_say(small: Path) -> None:
     ("options", "told"),
     [
         ({"skp": "a"}, r"^build has no option 'skp'; did you mean skip\?$"),
-        ({"zzz": 1}, r"^build has no option 'zzz'; take those of `trtq build --help`$"),
+        ({"zzz": 1}, r"^build has no option 'zzz'; use those of `trtq build --help`$"),
         ({"min_cosine": "high"}, r"^min_cosine takes float, got 'high'$"),
         ({"skip": 3}, r"^skip takes texts, or one, got 3$"),
         ({"op_types": ["Conv", 1]}, r"^op_types takes texts, or one, got \['Conv', 1\]$"),

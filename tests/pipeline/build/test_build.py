@@ -245,7 +245,7 @@ def test_a_failed_gate_names_the_output_and_the_samples(demo: Path, quick: Model
     report = build(demo / "model.onnx", spec=spec, target=WITHOUT_ENGINE, output=tmp_path / "out")
     assert report.verdict == "fail"
     assert report.reasons[0].startswith("output 'logits' has cosine ")
-    assert "the gate wants 1; worst samples: " in report.reasons[0]
+    assert "the gate requires 1; worst samples: " in report.reasons[0]
     assert read_report(tmp_path / "out" / "report.json").verdict == "fail"
 
 
@@ -280,7 +280,7 @@ def test_a_model_without_quantizable_layers_is_built_in_float(tmp_path: Path) ->
     np.savez(tmp_path / "data.npz", a=numbers, b=numbers)
     spec = ModelSpec(calibration=CalibrationSpec(data=str(tmp_path / "data.npz")))
     report = build(tmp_path / "m.onnx", spec=spec)
-    assert report.warnings == ("no layer can be quantized; the report tells why",)
+    assert report.warnings == ("no layer can be quantized; the report says why",)
     assert [(item.name, item.reason) for item in report.kept_float] == [
         ("product", "two-activations: TensorRT fuses attention in float; INT8 with Attention in --op-types")
     ]

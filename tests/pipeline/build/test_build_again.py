@@ -258,11 +258,13 @@ def test_a_folder_of_other_files_is_not_overwritten(small: Path) -> None:
 def test_an_output_folder_that_holds_the_model_or_its_data_is_refused(small: Path) -> None:
     output = Path(build(small, spec=spec_of(small), target=WITHOUT_ENGINE).output)
     inside = output / "model.fp16.onnx"
-    with pytest.raises(UsageError, match=r"model\.fp16\.onnx lies in the output folder .*small\.trtq, which"):
+    with pytest.raises(
+        UsageError, match=r"model\.fp16\.onnx is inside the output folder .*small\.trtq, which"
+    ):
         build(inside, spec=spec_of(small), target=WITHOUT_ENGINE, output=output)
     data = shutil.copy(small.parent / "data.npz", output / "data.npz")
     spec = ModelSpec(calibration=CalibrationSpec(data=str(data)))
-    with pytest.raises(UsageError, match=r"data\.npz lies in the output folder"):
+    with pytest.raises(UsageError, match=r"data\.npz is inside the output folder"):
         build(small, spec=spec, target=WITHOUT_ENGINE)
     assert inside.is_file()
 

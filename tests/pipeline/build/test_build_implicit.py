@@ -42,7 +42,7 @@ def test_an_implicit_build_is_calibrated_by_tensorrt(version: str, small: Path, 
     install(version)
     report = build(small, spec=spec_of(small), target=IMPLICIT)
     assert report.engine.quantization == "implicit"
-    assert report.engine.quantization_reason == "as asked; TensorRT 11 has it no more"
+    assert report.engine.quantization_reason == "as asked; TensorRT 11 no longer has it"
     assert (report.engine.num_realized, report.engine.layers_quantized) == (2, 2)
     assert "TensorRT's own EntropyCalibration2 runs over the data" in report.notes
     assert report.calibration is not None
@@ -85,7 +85,7 @@ def test_the_verdict_on_an_implicit_build_is_on_the_engine(
     monkeypatch.setattr(TensorRt, "runner", wrong)
     report = build(small, spec=spec_of(small), target=IMPLICIT, output=small.parent / "wrong")
     assert report.verdict == "fail"
-    assert report.reasons[0].startswith("output 'y' has cosine -1.0000 to fp32, the gate wants 0.99")
+    assert report.reasons[0].startswith("output 'y' has cosine -1.0000 to fp32, the gate requires 0.99")
 
 
 def test_an_implicit_engine_that_is_not_run_is_not_judged(
@@ -95,7 +95,7 @@ def test_an_implicit_engine_that_is_not_run_is_not_judged(
     monkeypatch.setattr(TensorRt, "runner", lambda *_: None)
     report = build(small, spec=spec_of(small), target=IMPLICIT)
     assert report.verdict == "unverified"
-    assert report.reasons == ("int8 was not run, so nothing is known of its accuracy",)
+    assert report.reasons == ("int8 was not run, so its accuracy is unknown",)
 
 
 def test_repairs_by_name_need_q_dq(small: Path, install: Install) -> None:

@@ -160,5 +160,5 @@ def test_dynamic_quantization_has_no_repair(small: Path) -> None:
 
     model = small.parent / "dynamic.onnx"
     tool.quantize_dynamic(small, model)
-    with pytest.raises(trtq.TrtqError, match=r"is no operator of TensorRT"):
+    with pytest.raises(trtq.TrtqError, match=r"is not an operator of TensorRT"):
         build(model, spec=spec_of(small), target=Target(requantize=True))

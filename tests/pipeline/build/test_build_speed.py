@@ -61,7 +61,7 @@ def test_a_model_is_measured_against_the_float_one(small: Path) -> None:
     assert (slow.reused, slow.verdict, slow.failed_gates) == (("ranges", "engine"), "fail", "speed")
     assert slow.speed is not None
     assert slow.reasons == slow.speed.reasons
-    assert "the gate wants 1000" in slow.reasons[0]
+    assert "the gate requires 1000" in slow.reasons[0]
 
 
 @pytest.mark.parametrize(
@@ -89,7 +89,7 @@ def test_both_gates_may_fail(small: Path) -> None:
     report = build(small, spec=asks(small, 1000.0, min_cosine=1.0), target=ON_CPU)
     assert (report.verdict, report.failed_gates) == ("fail", "accuracy and speed")
     assert "cosine" in report.reasons[0]
-    assert "the gate wants 1000" in report.reasons[-1]
+    assert "the gate requires 1000" in report.reasons[-1]
 
 
 # engines

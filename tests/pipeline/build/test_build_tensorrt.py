@@ -169,7 +169,7 @@ def test_a_timing_cache_in_the_output_folder_is_refused(small: Path, install: In
     out = small.parent / "out"
     out.mkdir()
     target = replace(EXPLICIT, options=BuilderOptions(timing_cache=out / "timing.cache"))
-    with pytest.raises(UsageError, match=r"timing\.cache lies in the output folder .*/out, which is repl"):
+    with pytest.raises(UsageError, match=r"timing\.cache is inside the output folder .*/out, which is repl"):
         build(small, spec=spec_of(small), target=target, output=out)
 
 

@@ -196,14 +196,14 @@ def test_shapes_that_only_the_data_knows_are_not_asked_for(model: Path) -> None:
 
 
 def test_the_output_folder_may_not_hold_what_is_read(model: Path) -> None:
-    with pytest.raises(UsageError, match=r"net\.onnx lies in the output folder .* choose another"):
+    with pytest.raises(UsageError, match=r"net\.onnx is inside the output folder .* choose another"):
         prepared(model, spec_of(model), output=model.parent)
     script = f"{model.parent / 'out' / 'feeds.py'}:feeds"
     for spec in (
         ModelSpec(calibration=CalibrationSpec(data=script)),
         replace(spec_of(model), evaluation=EvaluationSpec(data=script)),
     ):
-        with pytest.raises(UsageError, match=r"feeds\.py:feeds lies in the output folder"):
+        with pytest.raises(UsageError, match=r"feeds\.py:feeds is inside the output folder"):
             prepared(model, spec, output=model.parent / "out")
 
 

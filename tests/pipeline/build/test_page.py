@@ -121,5 +121,5 @@ def test_a_changed_manifest_is_refused(folder: Path) -> None:
 
 
 def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ArtifactError, match="is no build folder"):
+    with pytest.raises(ArtifactError, match="is not a build folder"):
         report(tmp_path)

@@ -160,7 +160,7 @@ def test_a_choice_that_the_other_data_does_not_confirm_is_widened(
     report = build(poisoned, spec=replace(spec_for(poisoned, x), accuracy=AccuracySpec(0.7)), target=AUTO)
     assert report.auto is not None
     assert report.auto.times_judged > 1
-    assert "the first choice failed on the data held back, which then decided" in report.auto.outcome
+    assert "the first choice failed on the held-out data, which then decided" in report.auto.outcome
 
 
 def test_fp16_that_fails_by_itself_is_told(path_of: Callable[..., Path]) -> None:

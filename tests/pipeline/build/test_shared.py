@@ -83,7 +83,7 @@ def test_ranges_of_an_earlier_build_are_shared_if_they_are_the_same(
     spec = replace(spec, calibration=CalibrationSpec(data=str(tmp_path / "c.npz")))
     build(model, spec=spec, target=TARGET, output=tmp_path / "alone.trtq")
     found = _share(model, spec, tmp_path / "none.trtq", tmp_path / "alone.trtq")
-    assert any("the ranges of the earlier build are used again" in note for note in found.notes)
+    assert any("reusing the ranges of the earlier build" in note for note in found.notes)
     assert json.loads(found.ranges) == json.loads((tmp_path / "alone.trtq" / "ranges.json").read_bytes())
     fresh = _share(model, spec)
     assert (fresh.key, fresh.ranges) == (found.key, found.ranges)
@@ -94,7 +94,7 @@ def test_a_build_that_needs_others_makes_its_own_and_says_so(
 ) -> None:
     shared = _share(model, replace(spec, calibration=replace(spec.calibration, method="minmax")))
     report = build(model, spec=spec, target=TARGET, output=tmp_path / "a.trtq", shared=shared)
-    assert any(text.startswith("this build needs ranges of its own, since ") for text in report.warnings)
+    assert any(text.startswith("this build is calibrated separately, because ") for text in report.warnings)
     assert "calibrate" in report.timings_s
 
 

@@ -111,7 +111,7 @@ def test_the_method_is_the_one_that_is_named(spec: CalibrationSpec, method: obje
 
 def test_an_unknown_method_is_refused_with_the_known_ones() -> None:
     with pytest.raises(
-        UsageError, match=r"no calibration method 'max'; take auto, minmax, .*, cosine, cross-entropy"
+        UsageError, match=r"no calibration method 'max'; use auto, minmax, .*, cosine, cross-entropy"
     ):
         create_method(CalibrationSpec(method="max"))
 

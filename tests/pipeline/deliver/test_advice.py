@@ -15,7 +15,7 @@ CALIBRATED = CalibrationReport("mse", "data.npz", 512, 1.0, 0, False)
 REPAIRED = Repairs("mse", (), 30.0, 30.0, 64, ())
 INT4 = WeightsReport("int4", "mse", 64, 1, 4, 1, 4.5, "")
 ENGINE = EngineReport("model.engine", 1, 1, {"int8": 1}, (), {}, (), ())
-COSINE = ("output 'y' has cosine 0.9 to fp32, the gate wants 0.99",)
+COSINE = ("output 'y' has cosine 0.9 to fp32, the gate requires 0.99",)
 
 
 def report(verdict: str = "fail", reasons: tuple[str, ...] = COSINE, **given: Any) -> Report:
@@ -79,7 +79,7 @@ def test_what_eight_bits_do_not_take_is_dropped() -> None:
             {"verdict": "unverified", "reasons": ("no layer is quantized: ...",)},
             ("trtq", "inspect", "m.onnx", "--placement"),
         ),
-        ({"reasons": (*COSINE, "the repairs that round anew may be the cause")}, ("trtq", "lint", "m.onnx")),
+        ({"reasons": (*COSINE, "the repairs that round again may be the cause")}, ("trtq", "lint", "m.onnx")),
     ],
 )
 def test_what_helps_most_may_be_another_command(given: dict[str, Any], command: tuple[str, ...]) -> None:

@@ -79,7 +79,7 @@ def test_a_factor_that_is_not_positive_is_refused(std: tuple[float]) -> None:
             {"channels": "L"},
             "3 channels in the layout NCHW, which are not those of L; build with --layout",
         ),
-        ({"shape": ("n", 3, "h", 6)}, {}, "its height and width are open, and the build names none"),
+        ({"shape": ("n", 3, "h", 6)}, {}, "its height and width are dynamic, and the build names none"),
     ],
 )
 def test_what_nvinfer_cannot_feed_is_refused(changes: Any, steps: Any, words: str) -> None:

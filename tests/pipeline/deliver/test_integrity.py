@@ -109,7 +109,7 @@ def test_a_manifest_that_names_files_elsewhere_is_refused(name: str, folder: Pat
     document = json.loads((folder / NAME).read_bytes())
     document["outputs"][name] = "aa"
     (folder / NAME).write_text(json.dumps(document))
-    with pytest.raises(ArtifactError, match=r"manifest\.json names '.*', which is no file of its folder"):
+    with pytest.raises(ArtifactError, match=r"manifest\.json names '.*', which is not a file of its folder"):
         verify(folder)
 
 
@@ -123,7 +123,7 @@ def test_a_file_that_cannot_be_read_is_told(folder: Path, monkeypatch: pytest.Mo
 
 
 def test_a_folder_without_a_manifest_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ArtifactError, match="is no build folder: cannot read"):
+    with pytest.raises(ArtifactError, match="is not a build folder: cannot read"):
         verify(tmp_path)
 
 
@@ -176,7 +176,8 @@ def test_a_manifest_that_was_changed_is_refused(folder: Path) -> None:
     assert read_whole_manifest(folder).layers == {"conv": "Int8"}
     (folder / NAME).write_bytes((folder / NAME).read_bytes().replace(b"Int8", b"Half"))
     with pytest.raises(
-        ArtifactError, match=r"manifest\.json is not the file that was written: its own SHA-256 is another"
+        ArtifactError,
+        match=r"manifest\.json is not the file that was written: its own SHA-256 does not match",
     ):
         read_whole_manifest(folder)
     with pytest.raises(

@@ -58,7 +58,7 @@ def test_the_json_is_one_that_says_what_it_is() -> None:
 
 def test_a_folder_without_a_manifest_is_no_build_folder(tmp_path: Path) -> None:
     with pytest.raises(
-        ArtifactError, match=rf"^{tmp_path} is no build folder: cannot read .*manifest\.json: No such file"
+        ArtifactError, match=rf"^{tmp_path} is not a build folder: cannot read .*manifest\.json: No such file"
     ):
         read_manifest(tmp_path)
 

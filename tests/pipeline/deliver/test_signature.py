@@ -147,10 +147,10 @@ def test_a_bad_private_key_is_one_clear_line(signed: Path, keys: Keys, tmp_path:
     with pytest.raises(UsageError, match=r"^cannot read the key .*absent: No such file or directory$"):
         sign(signed, tmp_path / "absent")
     with pytest.raises(
-        UsageError, match=rf"manifest\.json is no private key in PEM; make one with: {advice}"
+        UsageError, match=rf"manifest\.json is not a private key in PEM; make one with: {advice}"
     ):
         sign(signed, signed / NAME)
-    with pytest.raises(UsageError, match=r"public is no private key in PEM; make one"):
+    with pytest.raises(UsageError, match=r"public is not a private key in PEM; make one"):
         sign(signed, keys("public"))
     encrypted = _pem(Ed25519PrivateKey.generate(), tmp_path / "e", password=b"secret")
     with pytest.raises(UsageError, match=r"^the key .*e asks for a passphrase; give one without$"):
@@ -163,11 +163,11 @@ def test_a_bad_public_key_is_one_clear_line(signed: Path, keys: Keys, tmp_path: 
     with pytest.raises(UsageError, match=r"^cannot read the key .*: Is a directory$"):
         verify(signed, key=tmp_path)
     with pytest.raises(
-        UsageError, match=r"private is a private key, which should not be here; take its other"
+        UsageError, match=r"private is a private key, which should not be here; derive it with"
     ):
         verify(signed, key=keys("private"))
     with pytest.raises(
-        UsageError, match=r"manifest\.json is no public key in PEM; take its other half: openssl"
+        UsageError, match=r"manifest\.json is not a public key in PEM; derive it with: openssl"
     ):
         verify(signed, key=signed / NAME)
     public = generate_private_key(SECP256R1()).public_key()

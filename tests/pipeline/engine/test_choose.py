@@ -72,7 +72,7 @@ def test_a_named_backend_that_works_is_taken(name: str, monkeypatch: pytest.Monk
 
 def test_an_unknown_backend_is_refused_with_the_known_ones() -> None:
     with pytest.raises(
-        UsageError, match=r"^there is no backend 'openvino'; take auto, tensorrt, tensorrt-rtx, onnxruntime$"
+        UsageError, match=r"^there is no backend 'openvino'; use auto, tensorrt, tensorrt-rtx, onnxruntime$"
     ):
         choose_backend("openvino")
 

@@ -64,7 +64,10 @@ def test_a_kernel_without_operands_is_unknown() -> None:
 def test_a_layer_that_is_in_no_kernel_was_removed() -> None:
     (fallback,) = measure_coverage([_CONV], BuiltEngine(b"", (_OTHER,))).fallbacks
     assert fallback == Fallback(
-        "conv", "Conv", "none", "no kernel bears its name: the builder removed it, or fused it under another"
+        "conv",
+        "Conv",
+        "none",
+        "no kernel has its name: the builder removed it, or fused it into another layer",
     )
 
 
@@ -84,7 +87,7 @@ def test_nothing_is_claimed_of_an_engine_that_tells_no_kernels() -> None:
         (
             QuantizedLayer("conv", "Conv", (1,), 1, 0),
             ("7.5",),
-            "its activation scale has shape (1,); INT8 kernels want a 0-d scale",
+            "its activation scale has shape (1,); INT8 kernels need a 0-d scale",
         ),
         (
             QuantizedLayer("conv", "Conv", (), 1, 0),
@@ -143,7 +146,7 @@ def test_a_layer_is_covered_only_in_the_format_that_it_is_asked_in(
 @pytest.mark.parametrize(
     ("formats", "reason"),
     [
-        (("", "int4"), "its INT4 weight is dequantized by itself in each run: less memory, not less time"),
+        (("", "int4"), "its INT4 weight is dequantized separately in each run: less memory, but not faster"),
         (("fp8", "nvfp4"), "no kernel multiplies FP8 with NVFP4"),
         (
             ("nvfp4", "nvfp4"),

@@ -197,7 +197,7 @@ def test_one_input_needs_no_name_and_lists_are_arrays() -> None:
         (OPEN, np.zeros((2, 3), np.float32), r"^input 'x' has shape \(2, 3\), the engine takes \(N, 2\)$"),
         (OPEN, np.zeros(2, np.float32), r"^input 'x' has shape \(2\), the engine takes \(N, 2\)$"),
         (OPEN, samples(0), r"^there are no samples: x of length 0$"),
-        (OPEN, [[1, 2], [3]], r"^input 'x' is no array: setting an array element with a sequence"),
+        (OPEN, [[1, 2], [3]], r"^input 'x' is not an array: setting an array element with a sequence"),
         (OPEN, np.ma.masked_array(samples(1), True), r"^input 'x' is a masked array, which an engine cannot"),
     ],
 )

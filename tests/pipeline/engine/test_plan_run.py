@@ -132,7 +132,7 @@ def test_inputs_are_converted_to_the_engines_types(driver: Any) -> None:
         ({"fails": "context"}, None, r"^running_tensorrt 10\.3\.0 gives it no context: it gave no reason$"),
         ({"fails": "shapes"}, None, r"^the engine's shapes do not follow from the inputs without y$"),
         ({"fails": "run"}, None, r"^the engine does not run: out of memory$"),
-        ({"bf16": ["x"]}, None, r"^input x of the engine cannot be made up: .*; give its model too$"),
+        ({"bf16": ["x"]}, None, r"^input x of the engine cannot be generated: .*; give its model too$"),
         ({}, {"z": X}, r"^the engine takes x, it was given z$"),
         (
             DYNAMIC,

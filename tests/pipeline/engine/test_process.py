@@ -84,9 +84,8 @@ def test_a_crash_is_told_with_the_signal_and_the_last_words(run_with: Callable[[
     with pytest.raises(BuildError) as told:
         build()
     assert str(told.value) == (
-        "the TensorRT 10.16.1 builder was killed by SIGSEGV; its last words:\n"
-        "  WARNING: the last words of the builder\n"
-        "  and those of the process"
+        "the TensorRT 10.16.1 builder was killed by SIGSEGV; its last output:\n  WARNING: the last "
+        "words of the builder\n  and those of the process"
     )
 
 
@@ -94,7 +93,7 @@ def test_a_python_error_of_the_child_is_told(run_with: Callable[[str], Run]) -> 
     build = run_with(_CRASHING.format(end="raise ImportError('libnvinfer.so.10 is missing')"))
     with pytest.raises(
         BuildError,
-        match=r"builder ended with status 1; its last words:(.|\n)*ImportError: libnvinfer\.so\.10 is",
+        match=r"builder ended with status 1; its last output:(.|\n)*ImportError: libnvinfer\.so\.10 is",
     ):
         build()
 
@@ -110,15 +109,15 @@ def test_a_builder_without_room_says_where_it_works(run_with: Callable[[str], Ru
     with pytest.raises(BuildError) as told:
         run_with(full)()
     assert re.fullmatch(
-        r"the TensorRT 10\.16\.1 builder ended with status 1; its last words:\n"
-        r"  \[Errno 28\] No space left on device \(at work in .*trtq\.\w+\.tmp\)",
+        r"the TensorRT 10\.16\.1 builder ended with status 1; its last output:\n  \[Errno 28\] No "
+        r"space left on device \(at work in .*trtq\.\w+\.tmp\)",
         str(told.value),
     )
 
 
 def test_a_child_that_dies_without_a_word_is_told(run_with: Callable[[str], Run]) -> None:
     build = run_with("import os\ndef main(folder): os._exit(3)")
-    with pytest.raises(BuildError, match=r"ended with status 3; its last words:\n  it gave no reason$"):
+    with pytest.raises(BuildError, match=r"ended with status 3; its last output:\n  it gave no reason$"):
         build()
 
 

@@ -147,7 +147,7 @@ def test_a_transposed_convolution_is_a_fallback(path_of: PathOf) -> None:
 @needs_rtx
 def test_a_scale_of_shape_1_makes_a_convolution_silently_float(path_of: PathOf) -> None:
     path = _conv_gemm(path_of, s=np.full(1, 0.05, np.float32), z=np.zeros(1, np.int8))
-    reason = "its activation scale has shape (1,); INT8 kernels want a 0-d scale"
+    reason = "its activation scale has shape (1,); INT8 kernels need a 0-d scale"
     assert _covered(path, _build(path)) == Coverage(
         2, {"int8": 1}, (Fallback("conv", "Conv", "Float", reason),)
     )

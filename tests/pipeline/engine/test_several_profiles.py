@@ -37,9 +37,9 @@ def test_a_profile_is_read_as_it_is_written() -> None:
     assert parse_profile("x:1x3:1x3:1x3") == {"x": ONE}
     assert parse_profile("x:2X3:8x3:8x3, 'y:0':1x3:1x3:1x3") == {"x": EIGHT, "y:0": ONE}
     for text in ("x", "x:1x3", "x:1x3:2x3:a", "x:1x3:1x3:1x3:1x3"):
-        with pytest.raises(UsageError, match=r"is no profile; write name:MIN:OPT:MAX, such as x:1x3x8x8:"):
+        with pytest.raises(UsageError, match=r"is not a profile; write name:MIN:OPT:MAX, such as x:1x3x8x8:"):
             parse_profile(text)
-    with pytest.raises(UsageError, match=r"^an empty text is no profile; write name:MIN:OPT:MAX$"):
+    with pytest.raises(UsageError, match=r"^an empty text is not a profile; write name:MIN:OPT:MAX$"):
         parse_profile("")
     with pytest.raises(UsageError, match=r"^input 'x': profile shapes must have the same rank"):
         parse_profile("x:2x3:1x3:1x3")

@@ -90,7 +90,7 @@ def test_implicit_is_never_typed(
     version: str, high: Any, rest: FloatFormat, backend: Callable[[str], Any]
 ) -> None:
     strategy = choose_strategy(Target(quantization="implicit", high_precision=high), backend(version))
-    assert strategy == Strategy("implicit", "as asked; TensorRT 11 has it no more", rest, is_typed=False)
+    assert strategy == Strategy("implicit", "as asked; TensorRT 11 no longer has it", rest, is_typed=False)
     assert strategy.graph_float is FP32
 
 

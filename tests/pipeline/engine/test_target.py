@@ -31,10 +31,10 @@ def test_a_workspace_may_be_any_number_of_bytes(workspace_bytes: int | None) -> 
         ({"op_types": ("Conv", "Relu")}, "'Relu' cannot be quantized; the types to quantize are Conv, Conv"),
         (
             {"formats": ("int8", "int9")},
-            "'int9' is no format that layers can be given; --formats takes int8, ",
+            "'int9' is not a format for layers; --formats takes int8, ",
         ),
-        ({"formats": ("int4",)}, "'int4' is no format that layers can be given; --formats takes int8, fp8, "),
-        ({"formats": ("fp16",)}, "--formats fp16 quantizes nothing; take --fp16, or name int8 or fp8 too"),
+        ({"formats": ("int4",)}, "'int4' is not a format for layers; --formats takes int8, fp8, "),
+        ({"formats": ("fp16",)}, "--formats fp16 quantizes nothing; use --fp16, or name int8 or fp8 too"),
         (
             {"formats": ("int8", "fp8"), "quantization": "implicit"},
             "--formats chooses which layers get Q/DQ, of which there are none with --quantization implicit",

@@ -116,7 +116,7 @@ def test_an_empty_package_is_told_and_has_no_version(
 
 @pytest.mark.parametrize("version", ["8.5.3", "7.2.3.4"])
 def test_a_version_that_is_too_old_is_told(version: str, tensorrt_module: Module, one_gpu: None) -> None:
-    reason = f"TensorRT {version} is installed; 8.6 to 11 are wanted"
+    reason = f"TensorRT {version} is installed; 8.6 to 11 are supported"
     assert TensorRt(tensorrt_module(version)).why_not() == reason
 
 
@@ -142,8 +142,8 @@ def test_what_a_version_can_do_is_asked_of_its_names(
 
 def test_without_calibrators_it_says_what_to_take(backend: Callable[[str], TensorRt]) -> None:
     assert backend(ELEVEN).lacks["implicit"] == (
-        "TensorRT 11.4.0.106 has no INT8 calibrators, they ended with TensorRT 10; take "
-        "--quantization explicit"
+        "TensorRT 11.4.0.106 has no INT8 calibrators, they ended with TensorRT 10; use --quantization "
+        "explicit"
     )
 
 

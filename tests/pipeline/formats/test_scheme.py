@@ -64,7 +64,7 @@ def test_a_weight_is_stored_in_the_format_of_the_first_pattern_that_matches() ->
     [
         (
             {"others": (("embed", "int7"),)},
-            "'embed=int7' is no REGEX=FORMAT; the format is one of int8, fp8",
+            "'embed=int7' is not REGEX=FORMAT; the format is one of int8, fp8",
         ),
         ({"others": (("(", "int8"),)}, "'(' is not a regular expression"),
         (

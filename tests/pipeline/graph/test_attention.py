@@ -105,7 +105,7 @@ def test_a_softmax_over_queries_is_no_attention(model_of: ModelOf) -> None:
         (FP8, {"length": 513}, ""),
         (INT8, {"head": 48}, "INT8 only with heads of 16, 32, 64 channels"),
         (FP8, {"head": 48}, ""),
-        (INT8, {"behind": "y = Relu (j)"}, "INT8 only where the layer behind takes INT8 with one scale"),
+        (INT8, {"behind": "y = Relu (j)"}, "INT8 only if the next layer takes INT8 with one scale"),
         (FP8, {"behind": "y = Relu (j)"}, ""),
     ],
 )
@@ -135,7 +135,7 @@ def test_one_product_is_not_quantized_alone(model_of: ModelOf, skip: str) -> Non
     other = {"scores": "context", "context": "scores"}[skip]
     assert _reasons(placement) == {
         skip: f"skipped by '^{skip}$'",
-        other: f"attention: both of its products or none, and {skip!r} stays float",
+        other: f"attention: both MatMuls or neither, and {skip!r} stays float",
     }
 
 
@@ -146,14 +146,14 @@ def test_int8_waits_for_a_trial(model_of: ModelOf) -> None:
     assert list_tried(place(model, form=FP8)) == ()
     assert none == choose_attention(all_of_it, ())
     assert place(model, attention=("scores", "context")) == all_of_it
-    reason = "attention: it stays float unless INT8 costs at most 0.5 dB on calibration data held back"
+    reason = "attention: it stays float unless INT8 costs at most 0.5 dB on held-out calibration data"
     assert {name: text.partition(";")[0] for name, text in _reasons(none).items()} == dict.fromkeys(
         ("scores", "context"), reason
     )
 
 
 def test_rows_with_scales_of_their_own_do_not_follow_int8_attention(model_of: ModelOf) -> None:
-    reason = "attention: TensorRT fuses it in INT8 only where the layer behind takes INT8 with one scale"
+    reason = "attention: TensorRT fuses it in INT8 only if the next layer takes INT8 with one scale"
     placement = place(_attention(model_of), attention=None, per_token=True)
     assert _reasons(placement) == {"scores": reason, "context": reason}
     assert "scores" in _names(place(_attention(model_of), form=FP8, per_token=True))

@@ -46,8 +46,8 @@ def parse(model_of: ModelOf) -> Callable[[str], ir.Model]:
     ("body", "said"),
     [
         (f"{_PAIR} v = DequantizeLinear (codes, s, z) [fc] y = MatMul (d, v)", "it comes quantized"),
-        ("v = DequantizeLinear (codes, s, z) [fc] y = MatMul (x, v)", "its weight comes quantized"),
-        (f"{_PAIR} r = Relu (x) [fc] y = MatMul (d, r)", "one of its inputs comes quantized"),
+        ("v = DequantizeLinear (codes, s, z) [fc] y = MatMul (x, v)", "its weight is already quantized"),
+        (f"{_PAIR} r = Relu (x) [fc] y = MatMul (d, r)", "one of its inputs is already quantized"),
         (f"{_PAIR} [fc] y = MatMul (d, w)", ""),
         ("[fc] y = MatMul (x, w)", ""),
         ("v = DequantizeLinear (codes, s, z) [fc] y = Add (x, v)", ""),
@@ -63,7 +63,9 @@ def test_a_layer_comes_quantized_if_its_weight_is_behind_a_dequantize(
 
 def test_an_embedding_comes_quantized_by_its_table(parse: Callable[..., ir.Model]) -> None:
     model = parse("t = DequantizeLinear (codes, s, z) [emb] y = Gather (t, ids)", "int64[8] ids")
-    assert [(node.name, node.reason) for node in place(model).given] == [("emb", "its table comes quantized")]
+    assert [(node.name, node.reason) for node in place(model).given] == [
+        ("emb", "its table is already quantized")
+    ]
 
 
 @pytest.mark.parametrize(
@@ -90,7 +92,7 @@ def test_a_pair_with_one_constant_scale_serves_new_layers(
 
 def test_a_layer_that_reads_other_codes_than_int8_stays_float(parse: Callable[..., ir.Model]) -> None:
     (kept,) = place(parse(f"{_PAIR16} [fc] y = MatMul (d, w)")).kept
-    assert kept.reason == "given: its input comes quantized, and not in INT8 with one scale"
+    assert kept.reason == "given: its input is already quantized, and not in INT8 with one scale"
 
 
 def test_a_given_tensor_needs_no_range(parse: Callable[..., ir.Model]) -> None:

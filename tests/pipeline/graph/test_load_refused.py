@@ -84,7 +84,7 @@ def test_an_operator_of_a_foreign_domain(tmp_path: Path, where: str) -> None:
     }[where]
     path = tmp_path / "m.onnx"
     path.write_bytes(onnx.parser.parse_model(header + text).SerializeToString())
-    with pytest.raises(ModelError, match=r"node '.*' is acme::Frob, which is no standard ONNX operator"):
+    with pytest.raises(ModelError, match=r"node '.*' is acme::Frob, which is not a standard ONNX operator"):
         load(path, min_opset=13)
 
 

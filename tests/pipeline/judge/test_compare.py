@@ -255,7 +255,8 @@ def test_labels_that_are_no_class_are_refused(label: int, sample: int, path_of: 
     labels = np.zeros(4, np.int64)
     labels[sample] = label
     with pytest.raises(
-        DataError, match=rf"^label {label} of sample {sample} of feed 0 is no class of output 'y', .* 0 to 2$"
+        DataError,
+        match=rf"^label {label} of sample {sample} of feed 0 is not a class of output 'y', .* 0 to 2$",
     ):
         _with_labels(path_of(_LINEAR, w=_WEIGHT), labels, Labels("labels"))
 

@@ -197,7 +197,7 @@ def test_another_number_of_labels_is_refused(labels: NDArray[Any], tmp_path: Pat
     shape = str(labels.shape).replace("(", r"\(").replace(")", r"\)")
     with pytest.raises(
         DataError,
-        match=rf"labels\.npy has labels of shape {shape}, stream has 10 samples; give one label a sample$",
+        match=rf"labels\.npy has labels of shape {shape}, stream has 10 samples; give one label per sample$",
     ):
         with_labels(_stream(10), _labels(tmp_path, labels))
 
@@ -206,7 +206,9 @@ def test_another_number_of_labels_is_refused(labels: NDArray[Any], tmp_path: Pat
 def test_labels_of_another_rank_are_refused_for_data_of_unknown_length(
     labels: NDArray[Any], tmp_path: Path
 ) -> None:
-    with pytest.raises(DataError, match=r"stream has an unknown number of samples; give one label a sample$"):
+    with pytest.raises(
+        DataError, match=r"stream has an unknown number of samples; give one label per sample$"
+    ):
         with_labels(_stream(None), _labels(tmp_path, labels))
 
 
@@ -267,7 +269,7 @@ def test_labels_of_samples_that_fill_no_batch_are_left_out_with_them(
     batches = open_evaluation_data(graph, spec, None)
     assert batches is not None
     assert (batches.num_samples, batches.left_out) == (8, 2)
-    assert "without the last 2 of 10 samples, which fill no batch of 4" in batches.origin
+    assert "without the last 2 of 10 samples, which do not fill a batch of 4" in batches.origin
     assert [feed.arrays["labels"].tolist() for feed in batches] == [[0, 1, 2, 3], [4, 5, 6, 7]]
 
 

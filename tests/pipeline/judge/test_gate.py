@@ -46,8 +46,8 @@ def test_a_far_output_fails_with_the_output_the_numbers_and_the_worst_samples() 
     assert judge(comparison, _GATE, candidate="int8") == Verdict(
         "fail",
         (
-            "output 'y' has cosine 0.9500 to fp32, the gate wants 0.99; "
-            "worst samples: 10 (0.9100), 11 (0.9200), 12 (0.9300)",
+            "output 'y' has cosine 0.9500 to fp32, the gate requires 0.99; worst samples: 10 "
+            "(0.9100), 11 (0.9200), 12 (0.9300)",
         ),
     )
 
@@ -77,8 +77,8 @@ def test_a_bad_fp16_is_blamed_for_a_bad_int8(fp16: float) -> None:
 def test_fp16_is_not_blamed_for_what_an_inexact_repair_did_to_it_too() -> None:
     verdict = judge(_all(0.91, 0.9, 0.999), _GATE, candidate="int8", is_inexact=True)
     assert verdict.reasons[1:] == (
-        "the repaired model has cosine 0.9000 to fp32 on output 'y' with the rest in FP16 too: the repairs "
-        "that round anew may be the cause; export the model so that it needs none",
+        "the repaired model has cosine 0.9000 to fp32 on output 'y' with the rest in FP16 too: the "
+        "repairs that round again may be the cause; export the model so that it needs none",
     )
 
 
@@ -145,7 +145,7 @@ def test_without_a_comparison_nothing_is_verified() -> None:
 def test_a_candidate_that_was_not_run_is_not_judged(candidate: str) -> None:
     comparison = _comparison(_pair("fp16", "fp32", 0.999), fp32=0.9, fp16=0.9)
     assert judge(comparison, _GATE, candidate=candidate) == Verdict(
-        "unverified", (f"{candidate} was not run, so nothing is known of its accuracy",)
+        "unverified", (f"{candidate} was not run, so its accuracy is unknown",)
     )
 
 
@@ -197,8 +197,9 @@ def test_a_metric_does_not_vouch_for_other_sizes_of_what_it_does_not_read() -> N
     found = replace(_comparison(_pair("int8", "fp32", 0.999), fp32=0.9, int8=0.9), scored=("y",))
     assert judge(found, _GATE, candidate="int8").outcome == "pass"
     told = (
-        "output 'boxes' of int8 has another size than that of fp32 in 7 samples, since it depends on values, "
-        "so it was not compared; give a metric of your own that reads it, or a model that ends before that",
+        "output 'boxes' of int8 differs in size from that of fp32 in 7 samples, because its shape "
+        "depends on values, so it was not compared; give a custom metric that reads it, or a model "
+        "that ends before that",
     )
     for item in (replace(found, uneven=(uneven,)), replace(found, outputs=(), uneven=(uneven,))):
         assert judge(item, _GATE, candidate="int8") == Verdict("unverified", told)
@@ -227,13 +228,16 @@ def test_a_loud_sample_does_not_hide_the_others() -> None:
     assert judge(_comparison(half), _GATE, candidate="int8") == Verdict(
         "fail",
         (
-            "output 'y' has cosine 0.9999 to fp32 as a whole, but 0.9800 or less in half of its samples, "
-            "where the gate wants 0.99; worst samples: 10 (0.9599), 11 (0.9699), 12 (0.9799)",
+            "output 'y' has cosine 0.9999 to fp32 as a whole, but 0.9800 or less in half of its "
+            "samples, where the gate requires 0.99; worst samples: 10 (0.9599), 11 (0.9699), 12 "
+            "(0.9799)",
         ),
     )
     few = replace(base, low_cosine=0.95)
     (reason,) = judge(_comparison(few), _GATE, candidate="int8").reasons
-    assert "as a whole, but 0.9500 or less in a twentieth of its samples, where the gate wants 0.96" in reason
+    assert (
+        "as a whole, but 0.9500 or less in a twentieth of its samples, where the gate requires 0.96" in reason
+    )
     assert judge(_comparison(replace(base, low_cosine=0.9601)), _GATE, candidate="int8").outcome == "pass"
 
 
@@ -241,7 +245,7 @@ def test_values_that_are_judged_apart_must_be_near_too() -> None:
     output = replace(_pair("int8", "fp32", 0.9999), apart=7, apart_cosine=0.5)
     (reason,) = judge(_comparison(output), _GATE, candidate="int8").reasons
     assert (
-        "but 0.5000 on the 7 values that hardly change or rule classes out, where the gate wants 0.99"
+        "but 0.5000 on the 7 values that hardly change or rule classes out, where the gate requires 0.99"
         in reason
     )
 
@@ -267,10 +271,7 @@ def test_samples_that_all_give_the_same_are_no_evidence() -> None:
     same = _comparison(replace(_pair("int8", "fp32", 0.999), varies=False))
     assert judge(same, _GATE, candidate="int8") == Verdict(
         "unverified",
-        (
-            "the outputs of fp32 are the same for all 100 samples, so they say nothing of the model; see "
-            "whether the data is right",
-        ),
+        ("the outputs of fp32 are the same for all 100 samples, so they prove nothing; check the data",),
     )
     equal = _comparison(replace(_pair("int8", "fp32", 1.0), varies=False, max_abs=0.0, sqnr_db=math.inf))
     assert judge(equal, _GATE, candidate="int8").outcome == "unverified"
@@ -287,7 +288,7 @@ def test_an_output_that_never_changes_is_not_vouched_for_by_another() -> None:
     constant = replace(_pair("int8", "fp32", 0.999), varies=False)
     assert judge(_comparison(constant, changing), _GATE, candidate="int8") == Verdict(
         "unverified",
-        ("output 'y' of fp32 is the same for all samples, so it says nothing of the model; is that right?",),
+        ("output 'y' of fp32 is the same for all samples, so it proves nothing; is that right?",),
     )
     rounded = replace(constant, sqnr_db=70.0)  # a constant in FP16
     assert judge(_comparison(rounded, changing), _GATE, candidate="int8").outcome == "pass"
@@ -306,8 +307,8 @@ def test_noise_as_large_as_what_changes_is_no_evidence_without_labels() -> None:
     assert judge(both, _GATE, candidate="int8") == Verdict(
         "unverified",
         (
-            "the error of int8 on output 'y' is as large as what differs between samples (-0.0 dB), so a "
-            "constant would be as near; give samples that differ more, or labels",
+            "the error of int8 on output 'y' is as large as the difference between samples (-0.0 dB), "
+            "so a constant output would score as well; give samples that differ more, or labels",
         ),
     )
     scored = replace(both, accuracy={"fp32": 0.9, "int8": 0.9}, scored=("y",))
@@ -346,7 +347,10 @@ def test_values_that_are_too_small_or_too_large_fail_though_their_cosine_is_1() 
     base = _pair("int8", "fp32", 1.0)
     third = replace(base, sqnr_db=20 * math.log10(3 / 2))  # a third of each value
     (reason,) = judge(_comparison(third), _GATE, candidate="int8").reasons
-    told = "has cosine 1.0000 to fp32 as a whole, but too loud or too soft: 3.5 dB, where the gate wants 11.0"
+    told = (
+        "has cosine 1.0000 to fp32 as a whole, but too large or too small: 3.5 dB, where the gate "
+        "requires 11.0"
+    )
     assert told in reason
     assert judge(_comparison(replace(base, sqnr_db=11.0)), _GATE, candidate="int8").outcome == "pass"
     assert judge(_comparison(replace(base, sqnr_db=10.9)), _GATE, candidate="int8").outcome == "fail"

@@ -101,7 +101,7 @@ def test_the_first_token_that_differs_is_told(tmp_path: Path) -> None:
     assert (first.diverges_at, second.diverges_at) == (1, None)
     arguments = ("compare", reference, candidate, "--generate", 4, "--prompt-ids", tmp_path / "prompts.txt")
     lines = trtq(*arguments).stdout.splitlines()
-    assert lines[0] == "prompt 1, 2 tokens: parts at token 2 of 4"
+    assert lines[0] == "prompt 1, 2 tokens: diverges at token 2 of 4"
     assert lines[1] == "  a.onnx  4 8 0 0"
     assert lines[3] == "prompt 2, 2 tokens: the same 4 tokens"
     assert lines[-1] == "the first 2.5 of 4 tokens are the same, in the mean"
@@ -142,7 +142,7 @@ def test_a_mask_is_no_prompt(tmp_path: Path) -> None:
         (
             "g (int64[N, 3] input_ids) => (float[N, 3, 1] logits) "
             "{ a = Cast <to = 1> (input_ids) logits = Unsqueeze (a, two) }",
-            "input 'input_ids' has 3 places, and 4 tokens are too many; take shorter prompts",
+            "input 'input_ids' has 3 places, and 4 tokens are too many; use shorter prompts",
         ),
         (
             "g (int64[N, S] input_ids, float[N, P, 2] past) => (float[N, S, 1] y) "
@@ -164,7 +164,10 @@ def test_a_mask_is_no_prompt(tmp_path: Path) -> None:
             "g (int64[N, S] input_ids, float[N, 4, 2] past) => (float[N, S, 1] logits, "
             "float[N, 4, 2] present) { a = Cast <to = 1> (input_ids) "
             "logits = Unsqueeze (a, two) present = Identity (past) }",
-            r"cache 'past' is \(N, 4, 2\), and needs one open axis for positions, and no further one than",
+            (
+                r"cache 'past' is \(N, 4, 2\), and needs one dynamic axis for positions, and no further "
+                r"one than"
+            ),
         ),
         (
             "g (int64[N, S] input_ids, float[N, P, 1] past) => (float[N, S, 1] logits, "
@@ -218,7 +221,7 @@ def test_what_reads_data_or_judges_is_refused_with_generated_tokens(tmp_path: Pa
     for option, value in (("--data", "x.npz"), ("--min-cosine", "0.5"), ("--junit", "j.xml")):
         result = trtq(*command, option, value)
         assert result.exit_code == 2
-        assert f"{option} is of no use with --generate: tokens are shown, not judged" in result.stderr
+        assert f"{option} has no effect with --generate: tokens are shown, not judged" in result.stderr
 
 
 def test_vocabularies_of_several_sizes_are_refused(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from trtq.pipeline.judge.speed import (
 )
 
 TEN = [1.30, 1.10, 1.20, 1.21, 1.22, 1.24, 1.24, 1.25, 1.26, 1.27]
-FOUND = "int8 is 1.24 times as fast as fp32 (1.10 to 1.30 with 95% confidence, 10 rounds), the gate wants"
+FOUND = "int8 is 1.24 times as fast as fp32 (1.10 to 1.30 with 95% confidence, 10 rounds), the gate requires"
 
 
 def test_the_interval_lies_between_the_ranks_of_the_sign_test() -> None:
@@ -54,7 +54,7 @@ def test_the_interval_holds_the_median_as_often_as_it_says() -> None:
             f"{FOUND} 1.11, which that does not decide; measure again, at rest, or longer with trtq bench "
             "--seconds",
         ),
-        (1.3, "unverified", "the gate wants 1.3, which that does not decide"),
+        (1.3, "unverified", "the gate requires 1.3, which that does not decide"),
         (1.31, "fail", f"{FOUND} 1.31"),
     ],
 )
@@ -70,8 +70,8 @@ def test_too_few_rounds_decide_nothing() -> None:
     found = judge_speed([2.0, 2.0, 2.0], 1.05, "int8", "fp32")
     assert (found.verdict, found.ratio, found.low, found.high) == ("unverified", 2.0, None, None)
     assert found.reasons == (
-        "int8 is 2.00 times as fast as fp32 (3 rounds, too few for an interval), the gate wants 1.05, which "
-        "that does not decide; measure again, at rest, or longer with trtq bench --seconds",
+        "int8 is 2.00 times as fast as fp32 (3 rounds, too few for an interval), the gate requires "
+        "1.05, which that does not decide; measure again, at rest, or longer with trtq bench --seconds",
     )
 
 

@@ -105,7 +105,7 @@ def test_texts_are_compared_on_the_command_line(tmp_path: Path) -> None:
     result = trtq(*command, "--min-cosine", 0.5)
     assert (
         result.stderr
-        == "error: --min-cosine is of no use with --token-ids: tokens are shown, not judged on data\n"
+        == "error: --min-cosine has no effect with --token-ids: tokens are shown, not judged on data\n"
     )
     result = trtq("compare", model, model, "--stride", 4)
     assert result.stderr == "error: --window and --stride are for --token-ids; give it, or leave them out\n"

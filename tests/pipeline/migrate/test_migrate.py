@@ -250,7 +250,7 @@ def test_a_model_with_nothing_to_quantize_is_told(path_of: Callable[..., Path], 
     (tmp_path / "old.cache").write_bytes(b"x: 3c010204\n")
     heard = RecordingWatcher()
     migrate(model, tmp_path / "old.cache", target=ORT_PLAIN, output=tmp_path / "out", watcher=heard)
-    assert heard.warnings == ["no layer can be quantized; the report tells why"]
+    assert heard.warnings == ["no layer can be quantized; the report says why"]
 
 
 @pytest.fixture

@@ -66,7 +66,7 @@ def test_a_quantized_model_has_its_scales(built: Report, cache: Path) -> None:
 
 def test_the_folder_of_an_input_is_not_replaced(demo: Path, built: Report) -> None:
     with pytest.raises(
-        UsageError, match=r"calibration\.cache lies in the output folder .*, which is replaced as a whole; "
+        UsageError, match=r"calibration\.cache is inside the output folder .*, which is replaced as a whole; "
     ):
         migrate(demo, Path(built.output) / "calibration.cache", target=ORT, output=built.output)
     assert verify(Path(built.output)).is_intact

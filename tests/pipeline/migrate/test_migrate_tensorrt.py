@@ -82,5 +82,5 @@ def test_a_timing_cache_in_the_output_folder_is_refused(
     (tmp_path / "out").mkdir()
     options = BuilderOptions(timing_cache=tmp_path / "out" / "timing.cache")
     target = Target(backend="tensorrt", shapes=SHAPES, options=options)
-    with pytest.raises(UsageError, match=r"timing\.cache lies in the output folder .*/out, which is"):
+    with pytest.raises(UsageError, match=r"timing\.cache is inside the output folder .*/out, which is"):
         migrate(small, cache, spec=ModelSpec(), target=target, output=tmp_path / "out")

@@ -107,7 +107,7 @@ def test_fp8_is_for_gpus_that_have_it(targets: tuple[str, ...], named: str) -> N
     target = Target(precision="weights", weights=WeightScheme("fp8"), compute_capabilities=targets)
     message = (
         f"--weights fp8 needs GPUs of compute capability 8.9 or newer, and the engine is for {named}; "
-        f"give --compute-capability 8.9, or take --weights int8"
+        "give --compute-capability 8.9, or take --weights int8"
     )
     with pytest.raises(UsageError, match=re.escape(message)):
         refuse_weights(target, BACKENDS["tensorrt-rtx"], typed)

@@ -38,7 +38,7 @@ from trtq.pipeline.judge.sensitivity import Distance, Effect, LayerSensitivity, 
 
 def test_three_accuracies_are_told_against_the_first(report: Report) -> None:
     assert list_tiles(report) == (
-        Tile("FP32", "98.00%", "the float model as it is"),
+        Tile("FP32", "98.00%", "the float model"),
         Tile("FP16", "98.00%", "the same as FP32"),
         Tile("INT8", "62.00%", "\N{MINUS SIGN}36.00 points against FP32"),
     )
@@ -48,7 +48,7 @@ def test_without_labels_the_nearness_to_fp32_is_told(report: Report) -> None:
     worse = replace(report.comparison[0], output="boxes", cosine=0.5, sqnr_db=1.0)
     tiles = list_tiles(replace(report, accuracy={}, comparison=(*report.comparison, worse)))
     assert tiles == (
-        Tile("FP32", "reference", "the float model as it is"),
+        Tile("FP32", "reference", "the float model"),
         Tile("FP16", "1.00000", "cosine to FP32, SQNR 70.0 dB"),
         Tile("INT8", "0.50000", "cosine to FP32, SQNR 1.0 dB"),
     )
@@ -70,7 +70,7 @@ def test_an_accuracy_without_a_float_model_stands_alone(report: Report) -> None:
 
 def test_the_gate_is_told_as_far_as_it_judges(report: Report, manifest: Manifest) -> None:
     start = "The gate: every output has a cosine of at least 0.99"
-    assert format_gate(report, manifest) == f"{start}, and the metric falls by at most 1 of 100 points."
+    assert format_gate(report, manifest) == f"{start}, and the metric drops by at most 1 percentage points."
     assert format_gate(replace(report, accuracy={}), manifest) == f"{start}."
     assert format_gate(report, replace(manifest, settings={"model": 3})) == ""
 

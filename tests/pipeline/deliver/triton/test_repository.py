@@ -142,7 +142,7 @@ def test_a_configuration_that_is_no_text_is_told(
     install(tmp_path / "models", (entry_of(b"one"),))
     (path,) = (tmp_path / "models").glob("*/config.pbtxt")
     path.write_bytes(b"a: \xff")
-    with pytest.raises(ArtifactError, match=r"config\.pbtxt is no text \(.* at byte 3\); mend or remove it$"):
+    with pytest.raises(ArtifactError, match=r"config\.pbtxt is not text \(.* at byte 3\); fix or remove it$"):
         install(tmp_path / "models", (entry_of(b"two"),))
 
 
@@ -194,7 +194,7 @@ def test_a_folder_of_something_else_is_refused(
     tmp_path: Path, entry_of: Callable[..., RepositoryEntry]
 ) -> None:
     (tmp_path / "photos" / "summer").mkdir(parents=True)
-    with pytest.raises(ArtifactError, match="is not empty and is no Triton model repository"):
+    with pytest.raises(ArtifactError, match="is not empty and is not a Triton model repository"):
         install(tmp_path / "photos", (entry_of(b"one"),))
     (tmp_path / "file").touch()
     with pytest.raises(ArtifactError, match="is a file; a Triton model repository is a folder"):

@@ -35,7 +35,7 @@ def patterns(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
         ({"weight": "int8"}, "8.9", [("mixed-types", "refused", "quantize both operands to the same type")]),
         ({"weight": "int4"}, "8.9", [
             ("mixed-types", "refused",
-             "put Q/DQ of float8e4m3fn by output channel behind the DequantizeLinear of the int4 weight")]),
+             "put Q/DQ of float8e4m3fn by output channel after the DequantizeLinear of the int4 weight")]),
         ({"weight": "w4a8"}, "8.9", []),
         ({"activation": "int8", "weight": "w4a8"}, "8.9", []),
         ({"op": "conv", "scale": "[1]"}, "8.9", [
@@ -46,7 +46,7 @@ def patterns(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
         ({"activation": "e5m2", "weight": "e5m2"}, "8.9", [
             ("codes-type", "refused", "quantize again to float8 e4m3")]),
         ({"activation": "mxfp8", "weight": "float"}, "8.9", [
-            ("no-kernel", "refused", "quantize to float8 e4m3, with one scale a tensor")]),
+            ("no-kernel", "refused", "quantize to float8 e4m3, with one scale per tensor")]),
         ({"activation": "none", "weight": "uint4"}, "8.9", [
             ("codes-type", "refused", "quantize again to int4, symmetric")]),
         ({"activation": "none", "weight": "int4", "zero": "3"}, "8.9", [
@@ -65,7 +65,7 @@ def patterns(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
              "quantize its activation too, or leave the second QuantizeLinear out")]),
         ({"activation": "nvfp4", "weight": "nvfp4"}, "12.0", []),
         ({"activation": "nvfp4", "weight": "nvfp4", "op": "matmul_4d"}, "12.0", [
-            ("blocks", "refused", "put a Reshape to 2 dims before it, and one behind")]),
+            ("blocks", "refused", "put a Reshape to 2 dims before it, and one after it")]),
         ({"activation": "nvfp4", "weight": "nvfp4", "block_axis": "N"}, "12.0", [
             ("blocks", "float", "quantize the weight in blocks along the summed axis")]),
         ({"activation": "fp8", "weight": "nvfp4"}, "12.0", [

@@ -181,7 +181,7 @@ def test_blocks_do_not_stand_beside_an_activation_that_comes_quantized(graph_of:
     }"""
     graph = graph_of(text, opset=21, s=np.float32(0.1), z=np.int8(0), w=random_array(64, 96))
     found = choose_weights(graph.model, WeightScheme("int4"))
-    reason = "its activation comes quantized, beside which TensorRT computes blocks wrongly"
+    reason = "its activation is already quantized, and TensorRT then computes blocks incorrectly"
     assert [(node.name, node.reason) for node in found.kept] == [("fc", reason)]
     assert choose_weights(graph.model, WeightScheme("int8")).quantized
 
