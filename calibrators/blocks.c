@@ -181,8 +181,47 @@ void trtq_pack(const uint8_t *codes, size_t num_bytes, uint8_t flip, uint8_t *pa
 }
 
 /* Vectors of GCC and Clang: neither makes them of the loop below by itself. */
-enum { LANES = 8 };
+enum { LANES = 8, SIDE = 32 };
 typedef float floats __attribute__((vector_size(4 * LANES)));
+typedef int32_t integers __attribute__((vector_size(4 * LANES)));
+
+/* Does what `trtq_search_blocks` does for as many blocks as there are lanes. */
+INLINE void search(const float *values, size_t length, const float *units, const float *inverses, size_t num_clips,
+                   float *best)
+{
+    const floats magic = (floats){0} + MAGIC, lowest = (floats){0} - 8.0f, largest = (floats){0} + 7.0f;
+    floats block[LONGEST], counted[LONGEST], unit;
+    float most[LANES];
+
+    memcpy(&unit, units, sizeof unit);
+    for (size_t b = 0; b < length; b++) {
+        memcpy(&block[b], values + b * SIDE, sizeof block[b]);
+        block[b] *= unit;
+        counted[b] = (block[b] * 1024.0f + magic) - magic;
+    }
+    for (size_t i = 0; i < LANES; i++)
+        most[i] = -1.0f;
+    for (size_t c = 0; c < num_clips; c++) {
+        const floats inverse = (floats){0} + inverses[c];
+        floats product = {0}, square = {0};
+        for (size_t b = 0; b < length; b++) {
+            floats code = (block[b] * inverse + magic) - magic;
+            const integers below = code < lowest, above = code > largest;
+            code = (floats)(((integers)code & ~below) | ((integers)lowest & below));
+            code = (floats)(((integers)code & ~above) | ((integers)largest & above));
+            product += code * counted[b];
+            square += code * code;
+        }
+        for (size_t i = 0; i < LANES; i++) {
+            const float sum = product[i] / 1024.0f;
+            const float ratio = sum / (square[i] > 0.0f ? square[i] : 1.0f);
+            if (ratio * sum > most[i]) {
+                most[i] = ratio * sum;
+                best[i] = ratio;
+            }
+        }
+    }
+}
 
 WIDEST
 /* Finds, for each block of at most 256 values, the scale of least squared error of all clips.
@@ -195,62 +234,27 @@ WIDEST
 void trtq_search_blocks(const void *values, int32_t is_half, size_t outer, size_t length, size_t inner, size_t far,
                         size_t near, const float *units, const float *inverses, size_t num_clips, float *best)
 {
-    const floats magic = (floats){0} + MAGIC;
     const int is_row = inner == 1 && near == 1;
     const size_t groups = is_row ? 1 : outer, members = is_row ? outer : inner;
-    floats block[LONGEST], counted[LONGEST];
-    float loaded[LONGEST];
+    float tile[LONGEST][SIDE], loaded[LONGEST];
 
     for (size_t o = 0; o < groups; o++)
-        for (size_t start = 0; start < members; start += LANES) {
-            const size_t width = members - start < LANES ? members - start : LANES;
-            const size_t first = o * inner * !is_row + start;
-            float most[LANES];
-            floats unit = {0};
-            for (size_t i = 0; i < width; i++)
-                unit[i] = units[first + i];
-            for (size_t b = 0; b < length; b++)
-                block[b] = (floats){0};
-            if (is_row)
-                for (size_t i = 0; i < width; i++) {
-                    load(values, is_half, (start + i) * far, length, loaded);
-                    for (size_t b = 0; b < length; b++)
-                        block[b][i] = loaded[b];
-                }
-            else
-                for (size_t b = 0; b < length; b++) {
-                    load(values, is_half, o * far + b * near + start, width, loaded);
-                    if (width == LANES)
-                        memcpy(&block[b], loaded, sizeof block[b]);
-                    else
-                        memcpy(&block[b], loaded, width * sizeof *loaded);
-                }
-            for (size_t b = 0; b < length; b++) {
-                block[b] *= unit;
-                counted[b] = (block[b] * 1024.0f + magic) - magic;
+        for (size_t start = 0; start < members; start += SIDE) { /* whole lines of the cache are read */
+            const size_t width = members - start < SIDE ? members - start : SIDE;
+            const size_t first = o * members + start;
+            float own[SIDE] = {0}, found[SIDE];
+            memcpy(own, units + first, width * sizeof *own);
+            if (width < SIDE)
+                memset(tile, 0, sizeof tile);
+            for (size_t i = 0; is_row && i < width; i++) {
+                load(values, is_half, (start + i) * far, length, loaded);
+                for (size_t b = 0; b < length; b++)
+                    tile[b][i] = loaded[b];
             }
-            for (size_t i = 0; i < LANES; i++)
-                most[i] = -1.0f;
-            for (size_t c = 0; c < num_clips; c++) {
-                const floats inverse = (floats){0} + inverses[c];
-                floats product = {0}, square = {0};
-                for (size_t b = 0; b < length; b++) {
-                    floats code = (block[b] * inverse + magic) - magic;
-                    for (int32_t i = 0; i < LANES; i++)
-                        code[i] = code[i] < -8.0f ? -8.0f : code[i];
-                    for (int32_t i = 0; i < LANES; i++)
-                        code[i] = code[i] > 7.0f ? 7.0f : code[i];
-                    product += code * counted[b];
-                    square += code * code;
-                }
-                for (size_t i = 0; i < width; i++) {
-                    const float sum = product[i] / 1024.0f;
-                    const float ratio = sum / (square[i] > 0.0f ? square[i] : 1.0f);
-                    if (ratio * sum > most[i]) {
-                        most[i] = ratio * sum;
-                        best[first + i] = ratio;
-                    }
-                }
-            }
+            for (size_t b = 0; !is_row && b < length; b++)
+                load(values, is_half, o * far + b * near + start, width, tile[b]);
+            for (size_t i = 0; i < width; i += LANES)
+                search(&tile[0][i], length, own + i, inverses, num_clips, found + i);
+            memcpy(best + first, found, width * sizeof *found);
         }
 }

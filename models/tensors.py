@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
 import ml_dtypes
 import numpy as np
@@ -15,6 +15,7 @@ from trtq.errors import ModelError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from io import BufferedReader
 
     from numpy.typing import NDArray
 
@@ -74,7 +75,7 @@ def iterate_rows(tensor: ir.TensorProtocol, rows: int) -> Iterator[tuple[slice, 
 
 
 @contextmanager
-def _open(tensor: ir.ExternalTensor) -> Iterator[BinaryIO]:
+def _open(tensor: ir.ExternalTensor) -> Iterator[BufferedReader]:
     try:
         with Path(tensor.path).open("rb") as file:
             file.seek(tensor.offset or 0)

@@ -21,7 +21,7 @@ _UNIT = np.float32(1 << 10)
 """Parts of a step that are counted: 256 values times a code are less than 2**24, so their sums are exact."""
 
 Search = Callable[[NDArray[Any], NDArray[np.float32]], NDArray[np.float32]]
-"""From values (outer, block, inner), and what makes steps in -7..7 of them (outer, inner), to the best scales."""
+"""From values (outer, block, inner), and what makes steps of them (outer, inner), to the best scales."""
 
 
 def choose_search() -> Search:

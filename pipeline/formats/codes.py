@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trtq.pipeline.formats.blocks import iterate_parts
-from trtq.pipeline.formats.floats import round_scales_up
+from trtq.pipeline.formats.floats import find_most, round_scales_up
 from trtq.pipeline.formats.format import Format
 from trtq.pipeline.formats.granularity import Granularity, PerBlock, PerChannel
 from trtq.pipeline.formats.rounding import find_extremes, round_blocks
@@ -98,7 +98,7 @@ class CodeFormat(Format):
 
     def scales_of(self, amax: NDArray[np.float32], dtype: str) -> NDArray[np.float32]:
         """Returns the scales with which the largest magnitudes get the largest code, rounded up."""
-        return round_scales_up(amax / np.float32(self.largest), dtype, self.largest)
+        return round_scales_up(amax / np.float32(self.largest), dtype, find_most(dtype, self.largest))
 
     def block_scales(self, blocks: NDArray[Any], dtype: str, method: str) -> NDArray[np.float32]:
         """Returns the scales (outer, inner) of blocks (outer, block, inner)."""

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from trtq.pipeline.formats.blocks import BLOCK_SIZES
 from trtq.pipeline.formats.clips import choose_search, search_with_numpy
 from trtq.pipeline.formats.codes import CodeFormat
-from trtq.pipeline.formats.floats import round_scales_up
+from trtq.pipeline.formats.floats import find_most, round_scales_up
 from trtq.pipeline.formats.rounding import find_extremes
 
 
@@ -46,8 +46,9 @@ class _Int4(CodeFormat):
             else search_with_numpy(blocks, units, importance)
         )
         scales = best * widest
-        reached = np.where(least / (self.lowest + 0.5) > scales, -self.lowest, self.largest)
-        return round_scales_up(scales, dtype, reached)
+        limits = (find_most(dtype, reached) for reached in (-self.lowest, self.largest))
+        reaches_lowest = least / (self.lowest + 0.5) > scales
+        return round_scales_up(scales, dtype, np.where(reaches_lowest, *limits))
 
 
 INT4 = _Int4(

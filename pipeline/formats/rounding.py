@@ -105,11 +105,13 @@ def describe_blocks(values: NDArray[Any]) -> tuple[int, ...] | None:
     if values.dtype not in _KINDS or not values.dtype.isnative or not values.size:
         return None
     size = values.itemsize
-    far, near, beside = values.strides
-    if values.shape[2] > 1 and beside != size or min(far, near) <= 0 or far % size or near % size:
+    steps = [
+        stride if count > 1 else size for stride, count in zip(values.strides, values.shape, strict=True)
+    ]
+    if steps[2] != size or any(step <= 0 or step % size for step in steps):
         return None
     is_half = int(values.dtype == np.float16)
-    return values.ctypes.data, is_half, *values.shape, far // size, near // size
+    return values.ctypes.data, is_half, *values.shape, steps[0] // size, steps[1] // size
 
 
 def _widen(values: NDArray[Any]) -> NDArray[np.float32]:

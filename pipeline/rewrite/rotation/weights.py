@@ -18,7 +18,7 @@ from trtq.pipeline.rewrite.weights.choose import ChosenWeight
 
 _LEAST_GAIN = 0.1
 """The share of the noise that a rotation must save, half a decibel: less may be none in the outputs."""
-_MOST_VECTORS = 256
+_MOST_VECTORS = 128
 """Of a weight, that are looked at; one is like another."""
 
 
