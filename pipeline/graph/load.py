@@ -34,6 +34,7 @@ from trtq.pipeline.graph.onnx_file import (
 from trtq.pipeline.graph.opset import FIRST_RUN, convert_opset, infer_shapes, read_opset
 from trtq.pipeline.graph.placement import holds_weights
 from trtq.pipeline.graph.quantized import is_quantized
+from trtq.pipeline.graph.tied import tie_weights
 from trtq.workers import start_in_background
 
 if TYPE_CHECKING:
@@ -125,6 +126,7 @@ def load(path: Path, *, min_opset: int) -> Graph:
     model = standardize(model)
     changed += raised
     changed += _widen_bf16(model)
+    changed += [] if is_quantized(model) else tie_weights(model)
     changed += _fold(model)
     notes += changed
     unseen = tuple(_nodes_in_bodies(model))
