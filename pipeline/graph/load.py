@@ -17,6 +17,7 @@ from trtq.models.session import count_weight_bytes
 from trtq.models.signature import TensorSpec, outputs_of, read_inputs
 from trtq.numbers import format_count
 from trtq.pipeline.graph.branches import inline_branches
+from trtq.pipeline.graph.decoder_attention import unfold_attention
 from trtq.pipeline.graph.edit import widen
 from trtq.pipeline.graph.einsum import turn_einsum_into_matmul
 from trtq.pipeline.graph.fold import drop_identities, fold_batch_norm, fold_bias, fold_constants
@@ -121,7 +122,7 @@ def load(path: Path, *, min_opset: int) -> Graph:
     del content, proto
     refuse_foreign_operators(model)
     notes += _part_anonymous_dims(model)
-    changed = list(standardize_norms(model))
+    changed = [*standardize_norms(model), *unfold_attention(model)]
     model, raised = _with_opset(model, min_opset)
     model = standardize(model)
     changed += raised
