@@ -19,8 +19,8 @@ _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _CLIP_MEAN, _CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 _BATCHES = (1, 8, 32)
 _CONVNEXT_CROPS_BELOW = 384
-_LAST_OF_DIFFUSION = r"^/?(\w+[/.])?(proj_out|norm_out)(?![a-z0-9])"
-"""Of the model, under one name at most: blocks may have a proj_out of their own."""
+LAST_OF_DIFFUSION = r"^/?(\w+[/.])?(proj_out|norm_out)(?![a-z0-9])"
+"""The last layers of a diffusion transformer, under one name at most: blocks may have their own proj_out."""
 Size = tuple[int, int]
 
 
@@ -103,7 +103,7 @@ def describe_diffusion() -> ModelSpec:
 
     Its inputs are arrays: latents, a time step, and what it is conditioned on.
     """
-    return ModelSpec(layers=LayerSpec(skip=(_LAST_OF_DIFFUSION,)))
+    return ModelSpec(layers=LayerSpec(skip=(LAST_OF_DIFFUSION,)))
 
 
 FAMILIES: Mapping[str, Callable[[], ModelSpec]] = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,8 @@ import onnx_ir as ir
 from trtq.errors import ModelError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
+    from io import BufferedReader
 
     from numpy.typing import NDArray
 
@@ -36,15 +38,56 @@ def read_values(tensor: ir.TensorProtocol) -> NDArray[Any]:
     """
     if not isinstance(tensor, ir.ExternalTensor):
         return tensor.numpy()
+    with _open(tensor) as file:
+        raw = np.fromfile(file, np.uint8, tensor.nbytes)
+    if raw.size != tensor.nbytes:
+        raise _tell_of_end(tensor)
+    return raw.view(tensor.dtype.numpy()).reshape(tensor.shape.numpy())
+
+
+def iterate_rows(tensor: ir.TensorProtocol, rows: int) -> Iterator[tuple[slice, NDArray[Any]]]:
+    """Yields so many rows of a tensor at a time, and where they lie in it.
+
+    Those of a tensor in another file are read into the same memory again and again: take what is needed of
+    them before the next.
+
+    Args:
+        tensor: Values of whole bytes, at least one axis.
+        rows: At the most; a row is all of one index of the first axis.
+
+    Raises:
+        ModelError: The file is gone, or shorter than it was.
+    """
+    shape = tuple(tensor.shape.numpy())
+    places = [slice(start, min(start + rows, shape[0])) for start in range(0, shape[0], rows)]
+    if not isinstance(tensor, ir.ExternalTensor):
+        values = read_values(tensor)
+        yield from ((place, values[place]) for place in places)
+        return
+    dtype, size = tensor.dtype.numpy(), tensor.nbytes // max(shape[0], 1)
+    buffer = np.empty(min(rows, shape[0]) * size, np.uint8)
+    with _open(tensor) as file:
+        for place in places:
+            part = buffer[: (place.stop - place.start) * size]
+            if file.readinto(part) != part.size:
+                raise _tell_of_end(tensor)
+            yield place, part.view(dtype).reshape(-1, *shape[1:])
+
+
+@contextmanager
+def _open(tensor: ir.ExternalTensor) -> Iterator[BufferedReader]:
     try:
-        raw = np.fromfile(Path(tensor.path), np.uint8, tensor.nbytes, offset=tensor.offset or 0)
+        with Path(tensor.path).open("rb") as file:
+            file.seek(tensor.offset or 0)
+            yield file
     except OSError as error:
         raise ModelError(
             f"cannot read the weights of {tensor.name!r} from {tensor.path}: {error.strerror}"
         ) from error
-    if raw.size != tensor.nbytes:
-        raise ModelError(f"the weights of {tensor.name!r} end early in {tensor.path}; it has been changed")
-    return raw.view(tensor.dtype.numpy()).reshape(tensor.shape.numpy())
+
+
+def _tell_of_end(tensor: ir.ExternalTensor) -> ModelError:
+    return ModelError(f"the weights of {tensor.name!r} end early in {tensor.path}; it has been changed")
 
 
 def is_read_late(tensor: ir.TensorProtocol | None) -> bool:

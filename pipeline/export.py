@@ -23,7 +23,6 @@ from trtq.models.target import TASKS, LoadedModule, import_from_here, load_modul
 from trtq.models.toml import format_spec
 from trtq.models.wrapped import to_float32
 from trtq.pipeline.graph.load import Graph, load
-from trtq.pipeline.graph.tied import tie_weights
 from trtq.progress import Watcher, choose_watcher
 from trtq.temporary import open_temporary_folder
 
@@ -165,8 +164,6 @@ def _export(loaded: LoadedModule, output: Path, options: ExportOptions, watcher:
         graph = load(raw, min_opset=options.opset)
         for sentence in graph.notes:
             watcher.note(sentence)
-        if tie_weights(graph.model):
-            watcher.note("the embedding and the output layer share their weights in the file, too")
         save(graph.model, whole)
         feeds = [*_random_feeds(module, inputs, sizes), *_given_feeds(options.data, inputs)]
         if loaded.caches is not None:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Callable
 from functools import cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from trtq.calibrators.kernel import load_function
+from trtq.pipeline.formats.blocks import iterate_pieces
+from trtq.pipeline.formats.rounding import describe_blocks
 
 CLIPS = np.linspace(1.0, 0.6, 12, dtype=np.float32)
 """Shares of amax / 7 that are tried; those near 7/8 use the code -8 where the largest value is negative."""
@@ -17,8 +20,8 @@ _LOWEST, _LARGEST, _LARGEST_BLOCK = -8, 7, 256
 _UNIT = np.float32(1 << 10)
 """Parts of a step that are counted: 256 values times a code are less than 2**24, so their sums are exact."""
 
-Search = Callable[[NDArray[np.float32]], NDArray[np.float32]]
-"""From steps in -7..7, shape (outer, block, inner), to the best scale of each block, shape (outer, inner)."""
+Search = Callable[[NDArray[Any], NDArray[np.float32]], NDArray[np.float32]]
+"""From values (outer, block, inner), and what makes steps of them (outer, inner), to the best scales."""
 
 
 def choose_search() -> Search:
@@ -27,18 +30,30 @@ def choose_search() -> Search:
 
 
 def search_with_numpy(
-    steps: NDArray[np.float32], importance: NDArray[np.float32] | None = None
+    values: NDArray[Any], units: NDArray[np.float32], importance: NDArray[np.float32] | None = None
 ) -> NDArray[np.float32]:
-    """Does what `trtq_search_clips` of kernel.c does, some five times slower, and takes an importance.
+    """Does what `trtq_search_blocks` of blocks.c does, some ten times slower, and takes an importance.
 
-    For the codes q that a clip gives the values x, the best scale is qx / qq, which explains (qx)^2 / qq of
+    For the codes q that a clip gives the steps x, the best scale is qx / qq, which explains (qx)^2 / qq of
     their squares.
 
     Args:
-        steps: Shape (outer, block, inner).
+        values: Any float dtype, shape (outer, block, inner).
+        units: What a value is multiplied with to be a step of the scale that clips nothing, (outer, inner).
         importance: What the squared error of each value counts, shape (outer, block, 1), none negative; None:
             all count the same.
+
+    Returns:
+        The best scales in units of that scale, shape (outer, inner).
     """
+    best = np.ones(units.shape, np.float32)
+    for part in iterate_pieces((values.shape[0], values.shape[1], values.shape[2])):
+        steps = (values[part] * units[part[0], None, part[2]]).astype(np.float32, copy=False)
+        best[part[0], part[2]] = _search(steps, None if importance is None else importance[part[0]])
+    return best
+
+
+def _search(steps: NDArray[np.float32], importance: NDArray[np.float32] | None) -> NDArray[np.float32]:
     counted = np.rint(steps * _UNIT)
     best = np.ones((steps.shape[0], steps.shape[2]), np.float32)
     most = np.full_like(best, -1)
@@ -61,24 +76,20 @@ def search_with_numpy(
 @cache
 def _load_compiled() -> Search | None:
     """Returns the compiled search; None if the installation had no compiler, or it cannot be loaded."""
-    function = load_function("trtq_search_clips")
+    function = load_function("trtq_search_blocks")
     if function is None:
         return None
     pointer, size = ctypes.c_void_p, ctypes.c_size_t
-    function.argtypes = [pointer, size, size, size, pointer, size, pointer]
+    function.argtypes = [pointer, ctypes.c_int32, *(size,) * 5, pointer, pointer, size, pointer]
     inverses = np.float32(1) / CLIPS
 
-    def search(steps: NDArray[np.float32]) -> NDArray[np.float32]:
-        outer, length, inner = steps.shape
-        if length > _LARGEST_BLOCK:
-            return search_with_numpy(steps)
-        steps, best = np.ascontiguousarray(steps, np.float32), np.ones((outer, inner), np.float32)
-        how = (inverses.ctypes.data, inverses.size)
-        if inner == 1:
-            function(steps.ctypes.data, outer, length, 1, *how, best.ctypes.data)
-            return best
-        for block, found in zip(steps, best, strict=True):
-            function(block.ctypes.data, inner, length, inner, *how, found.ctypes.data)
+    def search(values: NDArray[Any], units: NDArray[np.float32]) -> NDArray[np.float32]:
+        blocks = describe_blocks(values)
+        if blocks is None or values.shape[1] > _LARGEST_BLOCK:
+            return search_with_numpy(values, units)
+        own, best = np.ascontiguousarray(units, np.float32), np.ones(units.shape, np.float32)
+        how = (inverses.ctypes.data, inverses.size, best.ctypes.data)
+        function(*blocks, own.ctypes.data, *how)
         return best
 
     return search

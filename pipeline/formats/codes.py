@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,10 +10,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trtq.pipeline.formats.blocks import iterate_pieces
-from trtq.pipeline.formats.floats import round_scales_up
+from trtq.pipeline.formats.blocks import iterate_parts
+from trtq.pipeline.formats.floats import find_most, round_scales_up
 from trtq.pipeline.formats.format import Format
 from trtq.pipeline.formats.granularity import Granularity, PerBlock, PerChannel
+from trtq.pipeline.formats.rounding import find_extremes, round_blocks
 
 Codes = tuple[NDArray[Any], NDArray[np.float32]]
 """Codes of a tensor's shape, and scales of its granularity's."""
@@ -62,40 +64,32 @@ class CodeFormat(Format):
         return self.gains.get(runtime, _GAINS[runtime]).format(self.name.upper())
 
     def encode(
-        self, values: NDArray[Any], granularity: Granularity, dtype: str = "float32", method: str = "rtn"
+        self,
+        values: NDArray[Any],
+        granularity: Granularity,
+        dtype: str = "float32",
+        method: str = "rtn",
+        amax: NDArray[np.float32] | None = None,
     ) -> Codes:
-        """Returns codes and scales of a weight, worked on in pieces that fit the processor's cache.
+        """Returns codes and scales of a weight.
 
         Args:
             values: Any float dtype; whole blocks along the axis of a `PerBlock`.
             granularity: Which of them share a scale.
             dtype: Which the scales must survive: "float32", "float16" or "bfloat16".
             method: One of `methods`; those that take data are "mse" here.
+            amax: The largest magnitude of each channel, where more is known of it than these values.
         """
+        if values.dtype == np.float64:
+            values = values.astype(np.float32)
         if isinstance(granularity, PerBlock):
-            return self._encode_blocks(values, granularity, dtype, method)
-        axis = granularity.axis if isinstance(granularity, PerChannel) else 0
-        channels = values.shape[axis] if isinstance(granularity, PerChannel) else 1
-        view = values.reshape(int(np.prod(values.shape[:axis])), channels, -1)
-        parts = [(a, c, b) for a, b, c in iterate_pieces((view.shape[0], view.shape[2], channels))]
-        amax = np.zeros(channels, np.float32)
-        for part in parts:
-            magnitudes = _find_largest(view[part])
-            amax[part[1]] = np.maximum(amax[part[1]], magnitudes)
-        scales = self.scales_of(amax, dtype)
-        codes = np.empty(view.shape, self.array_dtype)
-        for part in parts:
-            codes[part] = self.codes_of(view[part].astype(np.float32, copy=False), scales[part[1], None])
-        return codes.reshape(values.shape), scales.reshape(granularity.scales_shape(values.shape))
-
-    def _encode_blocks(self, values: NDArray[Any], granularity: PerBlock, dtype: str, method: str) -> Codes:
-        view = granularity.split(values)
-        codes = np.empty(view.shape, self.array_dtype)
-        scales = np.empty((view.shape[0], view.shape[2]), np.float32)
-        for part in iterate_pieces((view.shape[0], view.shape[1], view.shape[2])):
-            blocks = view[part].astype(np.float32, copy=False)
-            found = scales[part[0], part[2]] = self.block_scales(blocks, dtype, method)
-            codes[part] = self.codes_of(blocks, found[:, None])
+            view = granularity.split(values)
+            scales = spread = self.block_scales(view, dtype, method)
+        else:
+            view = split_channels(values, granularity)
+            scales = self.scales_of(find_largest(values, granularity) if amax is None else amax, dtype)
+            spread = np.resize(scales, (view.shape[0], view.shape[2]))  # repeated as often as channels come
+        codes = self.codes_of_blocks(view, spread)
         return codes.reshape(values.shape), scales.reshape(granularity.scales_shape(values.shape))
 
     def decode(self, codes: NDArray[Any], scales: NDArray[Any], granularity: Granularity) -> NDArray[Any]:
@@ -104,11 +98,21 @@ class CodeFormat(Format):
 
     def scales_of(self, amax: NDArray[np.float32], dtype: str) -> NDArray[np.float32]:
         """Returns the scales with which the largest magnitudes get the largest code, rounded up."""
-        return round_scales_up(amax / np.float32(self.largest), dtype, self.largest)
+        return round_scales_up(amax / np.float32(self.largest), dtype, find_most(dtype, self.largest))
 
-    def block_scales(self, blocks: NDArray[np.float32], dtype: str, method: str) -> NDArray[np.float32]:
+    def block_scales(self, blocks: NDArray[Any], dtype: str, method: str) -> NDArray[np.float32]:
         """Returns the scales (outer, inner) of blocks (outer, block, inner)."""
-        return self.scales_of(np.abs(blocks).max(axis=1), dtype)
+        return self.scales_of(find_extremes(blocks)[1], dtype)
+
+    def codes_of_blocks(self, blocks: NDArray[Any], scales: NDArray[np.float32]) -> NDArray[Any]:
+        """Returns the nearest codes of blocks (outer, block, inner), by their scales (outer, inner)."""
+        if self.array_dtype == np.int8:
+            return round_blocks(blocks, scales, self.lowest, self.largest)
+        codes = np.empty(blocks.shape, self.array_dtype)
+        for part in iterate_parts(blocks.shape):
+            values = blocks[part].astype(np.float32, copy=False)
+            codes[part] = self.codes_of(values, scales[part[0], None, part[2]])
+        return codes
 
     def codes_of(self, values: NDArray[Any], scales: NDArray[Any]) -> NDArray[Any]:
         """Returns the nearest codes of values, by scales in a shape that divides them."""
@@ -134,12 +138,16 @@ class CodeFormat(Format):
         return np.asarray(np.clip(nearest + np.sign(steps - nearest), self.lowest, self.largest))
 
 
-def _find_largest(values: NDArray[Any]) -> NDArray[np.float32]:
-    """Returns the largest magnitudes along the middle axis of three: float32.
+def find_largest(values: NDArray[Any], granularity: Granularity) -> NDArray[np.float32]:
+    """Returns the largest magnitude of each channel, or of all values: float32, shape (channels,)."""
+    found = find_extremes(split_channels(values, granularity))[1]
+    channels = values.shape[granularity.axis] if isinstance(granularity, PerChannel) else 1
+    return np.asarray(found.reshape(-1, channels).max(axis=0, initial=0.0), np.float32)
 
-    Those of FP16 are in the order of their bits without the sign, which are compared several times as fast.
-    """
-    if values.dtype == np.float16:
-        bits = values.view(np.uint16) & np.uint16(0x7FFF)
-        return np.asarray(bits.max(axis=(0, 2), initial=0).view(np.float16).astype(np.float32))
-    return np.asarray(np.abs(values.astype(np.float32, copy=False)).max(axis=(0, 2), initial=0.0))
+
+def split_channels(values: NDArray[Any], granularity: Granularity) -> NDArray[Any]:
+    """Returns a view of shape (outer, block, inner); (outer, inner), multiplied out, are channels in turn."""
+    if not isinstance(granularity, PerChannel):
+        return values.reshape(1, -1, 1)
+    channels, after = values.shape[granularity.axis], math.prod(values.shape[granularity.axis + 1 :])
+    return values.reshape(1, -1, channels) if after == 1 else values.reshape(-1, after, 1)

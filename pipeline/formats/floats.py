@@ -22,6 +22,8 @@ class FloatFormat(Format):
     def round_up(self, numbers: NDArray[Any]) -> NDArray[Any]:
         """Returns the numbers in this format, none smaller than it was; they are at most the largest one."""
         rounded = numbers.astype(self.array_dtype)
+        if numbers.dtype == self.array_dtype:
+            return rounded
         with np.errstate(over="ignore"):  # above the largest number, which is then not taken
             above = np.nextafter(rounded, np.asarray(np.inf, self.array_dtype))
         return np.where(rounded.astype(numbers.dtype) < numbers, above, rounded).astype(self.array_dtype)
@@ -56,21 +58,23 @@ BY_DTYPE = {item.array_dtype.name: item for item in (FP32, FP16, BF16)}
 
 
 def round_scales_up(
-    scales: NDArray[np.float32], dtype: str, largest: float | NDArray[Any]
+    scales: NDArray[np.float32], dtype: str, most: NDArray[np.float32]
 ) -> NDArray[np.float32]:
     """Returns scales that the dtype holds exactly, rounded up so that nothing is clipped, still as float32.
-
-    None is larger than one with which the largest code is a number of the dtype.
 
     Args:
         scales: Positive.
         dtype: "float32", "float16" or "bfloat16".
-        largest: The largest magnitude of the codes, of all scales or of each.
+        most: The largest that they may be, of all or of each: see `find_most`.
     """
     form = BY_DTYPE[dtype]
-    most = -form.round_up(np.asarray(-form.largest / largest)).astype(np.float32)  # rounded down
-    wanted = np.clip(scales, np.float32(form.smallest_scale), most)
-    return form.round_up(wanted).astype(np.float32)
+    return form.round_up(np.clip(scales, np.float32(form.smallest_scale), most)).astype(np.float32)
+
+
+def find_most(dtype: str, largest: float) -> NDArray[np.float32]:
+    """Returns the largest scale of a dtype with which a code of this magnitude is a number of it."""
+    form = BY_DTYPE[dtype]
+    return np.asarray(-form.round_up(np.asarray(-form.largest / largest)).astype(np.float32))  # rounded down
 
 
 def convert_scales(scales: NDArray[np.float64] | np.float64, dtype: str) -> NDArray[Any]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
@@ -9,13 +11,14 @@ from numpy.typing import NDArray
 from trtq.pipeline.formats.blocks import BLOCK_SIZES
 from trtq.pipeline.formats.clips import choose_search, search_with_numpy
 from trtq.pipeline.formats.codes import CodeFormat
-from trtq.pipeline.formats.floats import round_scales_up
+from trtq.pipeline.formats.floats import find_most, round_scales_up
+from trtq.pipeline.formats.rounding import find_extremes
 
 
 class _Int4(CodeFormat):
     def block_scales(
         self,
-        blocks: NDArray[np.float32],
+        blocks: NDArray[Any],
         dtype: str,
         method: str,
         importance: NDArray[np.float32] | None = None,
@@ -26,7 +29,7 @@ class _Int4(CodeFormat):
         3.2, here for each block). 12 clips that are refined err less than 26 as they are.
 
         Args:
-            blocks: Shape (outer, block, inner).
+            blocks: Any float dtype, shape (outer, block, inner).
             dtype: Which the scales must survive.
             method: "rtn" or another.
             importance: What the squared error of each weight counts, shape (outer, block, 1), none negative;
@@ -34,12 +37,18 @@ class _Int4(CodeFormat):
         """
         if method == "rtn":
             return super().block_scales(blocks, dtype, method)
-        widest = super().block_scales(blocks, "float32", "rtn")
-        steps = blocks * (np.float32(1) / widest)[:, None]
-        best = choose_search()(steps) if importance is None else search_with_numpy(steps, importance)
+        least, most = find_extremes(blocks)
+        widest = self.scales_of(most, "float32")
+        units = np.float32(1) / widest
+        best = (
+            choose_search()(blocks, units)
+            if importance is None
+            else search_with_numpy(blocks, units, importance)
+        )
         scales = best * widest
-        reached = np.where(blocks.min(axis=1) / (self.lowest + 0.5) > scales, -self.lowest, self.largest)
-        return round_scales_up(scales, dtype, reached)
+        limits = (find_most(dtype, reached) for reached in (-self.lowest, self.largest))
+        reaches_lowest = least / (self.lowest + 0.5) > scales
+        return round_scales_up(scales, dtype, np.where(reaches_lowest, *limits))
 
 
 INT4 = _Int4(

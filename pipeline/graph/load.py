@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +17,7 @@ from trtq.models.session import count_weight_bytes
 from trtq.models.signature import TensorSpec, outputs_of, read_inputs
 from trtq.numbers import format_count
 from trtq.pipeline.graph.branches import inline_branches
+from trtq.pipeline.graph.decoder_attention import unfold_attention
 from trtq.pipeline.graph.edit import widen
 from trtq.pipeline.graph.einsum import turn_einsum_into_matmul
 from trtq.pipeline.graph.fold import drop_identities, fold_batch_norm, fold_bias, fold_constants
@@ -34,10 +35,11 @@ from trtq.pipeline.graph.onnx_file import (
 from trtq.pipeline.graph.opset import FIRST_RUN, convert_opset, infer_shapes, read_opset
 from trtq.pipeline.graph.placement import holds_weights
 from trtq.pipeline.graph.quantized import is_quantized
+from trtq.pipeline.graph.tied import tie_weights
 from trtq.workers import start_in_background
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
 _MAX_IR_VERSION = 11
 _MAX_OPSET = 25
@@ -58,7 +60,7 @@ class Graph:
     Attributes:
         model: The model. Stages that rewrite it work on a clone, which shares the weights.
         path: The file it came from.
-        sha256: Digest of that file and of its external data.
+        digest: Returns the SHA-256 of that file and of its external data.
         notes: What `load` changed, one sentence each.
         unseen: The nodes with weights inside If, Loop and Scan bodies: they stay as they are.
         is_rewritten: Whether nodes were rewritten to compute the same, of which the file is the witness.
@@ -67,11 +69,20 @@ class Graph:
 
     model: ir.Model
     path: Path
-    sha256: str
+    digest: Callable[[], str]
     notes: tuple[str, ...] = ()
     unseen: tuple[KeptNode, ...] = ()
     is_rewritten: bool = False
     is_inexact: bool = False
+
+    @property
+    def sha256(self) -> str:
+        """The digest; a large model is read for it when it is asked for.
+
+        Raises:
+            ModelError: A file has changed since.
+        """
+        return self.digest()
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
@@ -105,17 +116,18 @@ def load(path: Path, *, min_opset: int) -> Graph:
     content = read_content(path)
     proto = parse(content, path)
     paths = [path.parent / name for name in list_data_files(proto, path)]
-    sha256 = start_in_background(partial(digest, content, paths))  # which lets go of the GIL
+    find_digest = _plan_digest(path, content, paths)
     model = check(proto, content, path)
     notes = list(_normalize(model))
     del content, proto
     refuse_foreign_operators(model)
     notes += _part_anonymous_dims(model)
-    changed = list(standardize_norms(model))
+    changed = [*standardize_norms(model), *unfold_attention(model)]
     model, raised = _with_opset(model, min_opset)
     model = standardize(model)
     changed += raised
     changed += _widen_bf16(model)
+    changed += [] if is_quantized(model) else tie_weights(model)
     changed += _fold(model)
     notes += changed
     unseen = tuple(_nodes_in_bodies(model))
@@ -123,9 +135,34 @@ def load(path: Path, *, min_opset: int) -> Graph:
         names = ", ".join(node.name for node in unseen[:4]) + (" ..." if len(unseen) > 4 else "")
         nodes = format_count(len(unseen), "node")
         notes.append(f"inside If/Loop bodies lie {nodes} with weights, not quantized: {names}")
-    graph = Graph(model, path, sha256(), tuple(notes), unseen, is_rewritten=bool(changed))
+    graph = Graph(model, path, find_digest, tuple(notes), unseen, is_rewritten=bool(changed))
     _ = graph.inputs, graph.outputs  # refuses strings and sequences
     return graph
+
+
+def _plan_digest(path: Path, content: bytes, files: Sequence[Path]) -> Callable[[], str]:
+    """Returns what finds the digest of a model, begun at once in the background unless its files are large.
+
+    Hashing lets go of the GIL, but takes a second of a core for each GB, and not all that loads a model asks.
+    """
+    sizes = [_mark(file) for file in files]
+    if sum(size for size, _ in sizes) <= _MOST_IN_MEMORY:
+        return start_in_background(partial(digest, content, files))
+
+    @cache
+    def find() -> str:
+        found = digest(content, files)
+        if [_mark(file) for file in files] != sizes:
+            raise ModelError(f"{path}: its weights have changed since they were loaded; begin again")
+        return found
+
+    return find
+
+
+def _mark(file: Path) -> tuple[int, int]:
+    """Returns the size of a file, and the time of its last change in ns."""
+    found = file.stat()
+    return found.st_size, found.st_mtime_ns
 
 
 def raise_opset(graph: Graph, opset: int) -> Graph:

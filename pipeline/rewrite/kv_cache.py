@@ -55,7 +55,7 @@ def hold_caches(
         if joins_codes and cache.form is INT8:
             _join_codes(concat, codes)
         else:
-            _join_numbers(concat, codes)
+            _join_numbers(concat, past, codes)
     return result
 
 
@@ -106,9 +106,14 @@ def _join_codes(concat: ir.Node, codes: _Codes) -> None:
         node.replace_input_with(place, numbers)
 
 
-def _join_numbers(concat: ir.Node, codes: _Codes) -> None:
+def _join_numbers(concat: ir.Node, past: ir.Value, codes: _Codes) -> None:
+    """Joins numbers, which Shape reads too: ONNX Runtime 1.32 has no Shape of FP8 before opset 21."""
+    readers = past.uses()
+    numbers_before = codes.dequantize(past)
+    for node, place in readers:
+        node.replace_input_with(place, numbers_before)
     for place, value in enumerate(concat.inputs):
-        if value is not None:
+        if value is not None and value is not numbers_before:
             concat.replace_input_with(place, codes.dequantize(value, before=concat))
     numbers, outputs = concat.outputs[0], codes.edit.graph.outputs
     name, place = numbers.name, outputs.index(numbers)

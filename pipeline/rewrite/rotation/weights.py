@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from trtq.models.tensors import read_values
+from trtq.models.tensors import iterate_rows
 from trtq.pipeline.formats.encoding import Encoding
 from trtq.pipeline.formats.granularity import PerBlock
 from trtq.pipeline.rewrite.rotation.rotate import is_folded, turn_axis
@@ -18,7 +18,7 @@ from trtq.pipeline.rewrite.weights.choose import ChosenWeight
 
 _LEAST_GAIN = 0.1
 """The share of the noise that a rotation must save, half a decibel: less may be none in the outputs."""
-_MOST_VECTORS = 256
+_MOST_VECTORS = 128
 """Of a weight, that are looked at; one is like another."""
 
 
@@ -64,11 +64,12 @@ def _is_folded(norm: StreamNorm) -> bool:
 def _sample(constant: Constant, blocks: PerBlock) -> NDArray[np.float32]:
     """Returns a part of a weight of two axes: all channels, and whole blocks of some of the other axis."""
     assert constant.value.const_value is not None
-    values = read_values(constant.value.const_value)
-    other = -1 if constant.axis == -2 else -2
+    tensor, other = constant.value.const_value, -1 if constant.axis == -2 else -2
     count = _MOST_VECTORS - _MOST_VECTORS % blocks.size if blocks.axis - 2 == other else _MOST_VECTORS
-    part = np.arange(min(max(count, blocks.size), values.shape[other]))
-    return np.ascontiguousarray(np.take(values, part, axis=other), np.float32)
+    count = max(count, blocks.size)
+    if other == -2:
+        return next(iterate_rows(tensor, count))[1].astype(np.float32)
+    return np.concatenate([values[:, :count].astype(np.float32) for _, values in iterate_rows(tensor, count)])
 
 
 def _lose(

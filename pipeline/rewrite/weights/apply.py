@@ -22,7 +22,8 @@ from trtq.pipeline.rewrite.weights.forms import (
     add_lookup,
     add_matmul_bnb4,
 )
-from trtq.pipeline.rewrite.weights.layout import Form, Part, choose_form, fill_parts, plan_parts
+from trtq.pipeline.rewrite.weights.layout import Form, Part, choose_form, fill_parts, finish_codes, plan_parts
+from trtq.pipeline.rewrite.weights.strips import can_strip, encode_strips
 
 Runtime = Literal["tensorrt", "onnxruntime"]
 """Who runs the result."""
@@ -65,8 +66,7 @@ def quantize_weights(
             form = choose_form(weight.encoding, bnb4=bnb4)
             parts = plan_parts(weight, dtype, form)
             counts = (importance or {}).get(weight.tensor)
-            encode = partial(encode_weight, tensor, weight, dtype.numpy().name, method, counts)
-            make = partial(_make, codes, encode, weight, parts, form)
+            make = partial(_make, codes, tensor, weight, dtype.numpy().name, method, counts, parts, form)
             tensors = _delay(make, parts) if codes is None and is_read_late(tensor) else make()
             named = dict(zip((part.name for part in parts), tensors, strict=True))
             _replace(edit, weight, readers, dtype, named, form)
@@ -75,9 +75,23 @@ def quantize_weights(
 
 
 def _make(
-    known: Codes | None, encode: Callable[[], Codes], weight: ChosenWeight, parts: Sequence[Part], form: Form
+    known: Codes | None,
+    values: ir.TensorProtocol,
+    weight: ChosenWeight,
+    dtype: str,
+    method: str,
+    importance: NDArray[np.float64] | None,
+    parts: Sequence[Part],
+    form: Form,
 ) -> Tensors:
-    return fill_parts(encode() if known is None else known, weight, parts, form)
+    """Returns the content of the constants of a weight, encoded unless its codes are known."""
+    if known is None and importance is None and form != "bnb4" and can_strip(values):
+        finish = finish_codes(form, parts[0].dtype)
+        codes = encode_strips(values, weight.encoding, dtype, method, finish, weight.tensor)
+        return fill_parts(codes, weight, parts, form, is_finished=True)
+    if known is None:
+        known = encode_weight(values, weight, dtype, method, importance)
+    return fill_parts(known, weight, parts, form)
 
 
 def encode_weight(

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 import onnx_ir as ir
 
 from trtq.kept import KeptNode
+from trtq.models.families import LAST_OF_DIFFUSION
 from trtq.models.tensors import FLOAT_TYPES
 from trtq.pipeline.formats.blocks import choose_block_size
 from trtq.pipeline.formats.encoding import Encoding, LayerScheme
@@ -20,7 +21,7 @@ from trtq.pipeline.graph.operands import find_operand
 from trtq.pipeline.graph.placement import Placement, QuantizedNode, QuantizedWeight
 from trtq.pipeline.graph.worth import explain_unequal_matrices
 
-SENSITIVE = r"(^|[/.:])(lm_head|proj_out|norm_out|classifier|score|head)(?![a-z0-9])"
+SENSITIVE = rf"(^|[/.:])(lm_head|classifier|score|head)(?![a-z0-9])|{LAST_OF_DIFFUSION}"
 """The last layers of language models, diffusion transformers and classifiers: little memory, much harm."""
 _PLACES = {"MatMul": (0, 1), "Gemm": (1,), "Gather": (0,), "Conv": (1,)}
 """The inputs that are weights where they are constant."""

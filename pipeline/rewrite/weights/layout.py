@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -77,35 +78,53 @@ def _split_axis(scales: Sequence[int], axis: int, block: int) -> tuple[int, ...]
     return (*scales[: axis + 1], block, *scales[axis + 1 :])
 
 
+def finish_codes(form: Form, dtype: ir.DataType) -> Callable[[NDArray[Any]], NDArray[Any]]:
+    """Returns what makes the content of the first constant of codes in their order; not for "bnb4"."""
+    if form == "linear":
+        return pack_nibbles if dtype is _INT4 else np.ravel
+    return partial(pack_nibbles, flip=8)  # codes from -8 on
+
+
 def fill_parts(
-    codes: Codes, weight: ChosenWeight, parts: Sequence[Part], form: Form
+    codes: Codes, weight: ChosenWeight, parts: Sequence[Part], form: Form, *, is_finished: bool = False
 ) -> tuple[ir.TensorProtocol, ...]:
-    """Returns the content of the constants, in the order of `plan_parts`."""
+    """Returns the content of the constants, in the order of `plan_parts`.
+
+    Args:
+        codes: Of the whole weight.
+        weight: What is held.
+        parts: Of `plan_parts`.
+        form: Of `choose_form`.
+        is_finished: Whether `finish_codes` has been at work on the codes.
+    """
     values, scales = codes
-    arrays: tuple[NDArray[Any], ...] = (values, scales)
-    if form == "lookup":
-        arrays = (pack_nibbles(values ^ 8), scales)
-    elif form == "bnb4":
+    if form == "bnb4":
         ours, theirs = _as_bitsandbytes(values, scales, weight)
-        arrays = (swap_nibbles(pack_nibbles(ours)), theirs)
-    elif form == "double":
-        again = quantize_absmax(_as_bitsandbytes(values, scales, weight)[1])
-        padded = np.zeros(len(again.scales) * GROUP, np.int8)
-        padded[: again.codes.size] = (again.codes ^ 128).view(np.int8)
-        arrays = (pack_nibbles(values ^ 8), padded, again.scales, np.asarray(again.offset))
-    elif parts[0].dtype is _INT4:
-        arrays = (pack_nibbles(values), scales)
+        arrays: tuple[NDArray[Any], ...] = (swap_nibbles(pack_nibbles(ours)), theirs)
+    else:
+        finished = values if is_finished else finish_codes(form, parts[0].dtype)(values)
+        arrays = (finished, *(_code_scales(scales, weight) if form == "double" else (scales,)))
     return tuple(_tensor(array, part) for array, part in zip(arrays, parts, strict=True))
+
+
+def _code_scales(scales: NDArray[np.float32], weight: ChosenWeight) -> tuple[NDArray[Any], ...]:
+    """Returns magnitudes in 8 bits: codes in groups, their scales, and the offset."""
+    again = quantize_absmax(_in_their_order(scales, weight))
+    padded = np.zeros(len(again.scales) * GROUP, np.int8)
+    padded[: again.codes.size] = (again.codes ^ 128).view(np.int8)
+    return padded, again.scales, np.asarray(again.offset)
 
 
 def _as_bitsandbytes(values: NDArray[Any], scales: NDArray[Any], weight: ChosenWeight) -> Codes:
     """Returns codes and magnitudes in the order of a weight of (out, in), block after block."""
-    if weight.blocks.axis == 0:
-        values, scales = values.T, scales.T
-    return np.ascontiguousarray(values), np.ascontiguousarray(scales)
+    return _in_their_order(values, weight), _in_their_order(scales, weight)
+
+
+def _in_their_order(array: NDArray[Any], weight: ChosenWeight) -> NDArray[Any]:
+    return np.ascontiguousarray(array.T if weight.blocks.axis == 0 else array)
 
 
 def _tensor(array: NDArray[Any], part: Part) -> ir.TensorProtocol:
     if part.dtype is _INT4:
         return ir.PackedTensor(array, _INT4, shape=part.shape)
-    return ir.tensor(array.reshape(part.shape).astype(part.dtype.numpy()))
+    return ir.tensor(array.reshape(part.shape).astype(part.dtype.numpy(), copy=False))

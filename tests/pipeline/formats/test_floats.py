@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from trtq.pipeline.formats import BF16, FP16, FP32, WEIGHT_FORMATS
-from trtq.pipeline.formats.floats import FloatFormat, round_scales_up
+from trtq.pipeline.formats.floats import FloatFormat, find_most, round_scales_up
 from trtq.pipeline.formats.granularity import PerBlock, PerChannel
 
 
@@ -20,7 +20,7 @@ from trtq.pipeline.formats.granularity import PerBlock, PerChannel
 )
 def test_scales_are_positive_exact_and_rounded_up(wanted: np.ndarray, dtype: str) -> None:
     kind = np.dtype(getattr(ml_dtypes, dtype, dtype))
-    found = round_scales_up(wanted, dtype, 1)
+    found = round_scales_up(wanted, dtype, find_most(dtype, 1))
     assert (found > 0).all()
     assert (found.astype(kind).astype(np.float32) == found).all()
     held = wanted <= {"float32": 3e38, "float16": 65504.0, "bfloat16": 3e38}[dtype]

@@ -50,6 +50,20 @@ def test_external_data_is_read(
     assert_equal_outputs(whole, load(split, min_opset=13).model)
 
 
+def test_a_large_model_is_hashed_when_it_is_asked_for_and_must_be_as_it_was(
+    path_of: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, path = _external(path_of, tmp_path)
+    known = load(path, min_opset=13).sha256
+    monkeypatch.setattr("trtq.pipeline.graph.load._MOST_IN_MEMORY", 0)
+    assert load(path, min_opset=13).sha256 == known
+    graph = load(path, min_opset=13)
+    data = path.with_name("weights.bin")
+    data.write_bytes(data.read_bytes() + bytes(1))
+    with pytest.raises(ModelError, match="its weights have changed since they were loaded; begin again"):
+        _ = graph.sha256
+
+
 def test_external_data_that_is_missing(path_of: Callable[..., Path], tmp_path: Path) -> None:
     _, path = _external(path_of, tmp_path)
     (path.parent / "weights.bin").unlink()

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
+import onnx
 import pytest
 from cached_decoder import PAIRS, write_decoder
 
@@ -93,3 +96,19 @@ def test_a_placement_needs_the_ranges_of_its_caches(graph: Graph) -> None:
     assert placement.formats == dict.fromkeys(PAIRS.values(), FP8)
     assert placement.min_opset == FP8.first_opset
     assert not placement.layers
+
+
+def test_sizes_of_a_cache_are_read_from_its_numbers_where_codes_have_none(tmp_path: Path) -> None:
+    text = """<ir_version: 10, opset_import: ["": 19]>
+    g (float[N, 2, S, 4] new, float[N, 2, P, 4] past_key) => (float[N, 2, T, 4] present_key, int64[4] sizes) {
+        before = Shape (past_key) present_key = Concat <axis = 2> (past_key, new)
+        after = Shape (present_key) sizes = Add (before, after)
+    }"""
+    onnx.save(onnx.parser.parse_model(text), tmp_path / "m.onnx")
+    grown = load(tmp_path / "m.onnx", min_opset=19)
+    placement = Placement(caches=find_caches(grown.model, FP8, grown.path))
+    ranges = Ranges({"present_key": Range(4.0, -4.0, 4.0)}, "minmax()", "", "", 1)
+    model = quantize_graph(grown, placement, ranges).model
+    feed = {"new": np.ones((1, 2, 1, 4), np.float32), "past_key": np.zeros((1, 2, 3, 4), np.float32)}
+    (sizes,) = run(open_session(model, optimize=False), ["sizes"], feed)
+    assert sizes.tolist() == [2, 4, 7, 8]

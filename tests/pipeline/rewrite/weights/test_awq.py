@@ -230,7 +230,7 @@ def test_weights_of_another_file_are_scaled_when_they_are_written(
 ) -> None:
     graph = mlp(graph_of)
     ir.save(graph.model, tmp_path / "large.onnx", external_data="large.data")
-    late = Graph(ir.load(tmp_path / "large.onnx"), tmp_path / "large.onnx", "")
+    late = Graph(ir.load(tmp_path / "large.onnx"), tmp_path / "large.onnx", str)
     made = rescaled(late, data(64, 64))
     kinds = [type(value.const_value) for value in made.model.graph.initializers.values()]
     assert kinds.count(ir.LazyTensor) >= 3

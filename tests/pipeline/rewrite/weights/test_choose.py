@@ -81,6 +81,9 @@ def test_a_block_that_does_not_divide_is_halved_and_else_the_weight_is_kept(mode
     [
         ("/lm_head/MatMul", True),
         ("/model/proj_out/MatMul", True),
+        ("transformer.norm_out/linear/Gemm", True),
+        ("single_transformer_blocks.0.proj_out/MatMul", False),
+        ("/single_transformer_blocks.37/proj_out/MatMul", False),
         ("norm_out.linear", True),
         ("lm_head_MatMul", True),
         ("/classifier/Gemm", True),
