@@ -130,15 +130,19 @@ class Ranges:
             return found.amax or _SCALE_OF_DEAD
         return max(-found.minimum, found.maximum) or found.amax or _SCALE_OF_DEAD
 
-    def ends(self, tensor: str) -> tuple[float, float]:
+    def ends(self, tensor: str, form: str = "") -> tuple[float, float]:
         """Returns what the smallest and the largest code stand for; 0 lies between them.
 
         They are the extremes that were seen, clipped at the amax of the method.
 
+        Args:
+            tensor: Its name.
+            form: The number format that it is held in, as for `amax`.
+
         Raises:
             UsageError: The tensor has no range.
         """
-        amax, item = self.amax(tensor), self.tensors[tensor]
+        amax, item = self.amax(tensor, form), self.tensors[tensor]
         if self.activations != "asymmetric" or item.minimum == item.maximum == 0:
             return -amax, amax
         return max(min(item.minimum, 0.0), -amax), min(max(item.maximum, 0.0), amax)

@@ -22,6 +22,7 @@ from trtq.pipeline.build.keep import NO_KERNEL, add_other_formats, keep_layers
 from trtq.pipeline.build.methods import RangedJob, try_methods
 from trtq.pipeline.build.models import ModelFiles, report_caches, report_job_weights, write_models
 from trtq.pipeline.build.ranges import JobRanges, find_ranges
+from trtq.pipeline.build.rounding import try_roundings
 from trtq.pipeline.build.search import SearchResult, compare_written, search_layers
 from trtq.pipeline.build.share import measure_quantized_share
 from trtq.pipeline.build.shared import SharedRanges, take_shared
@@ -154,7 +155,7 @@ def run_job(
 def _search(
     job: Job, calibrated: JobRanges, models: ModelFiles, stage: Path, log: Log
 ) -> tuple[JobRanges, SearchResult]:
-    """Returns what `--auto` makes of a job with models: other ranges first, then layers that are float."""
+    """Returns what `--auto` makes of a job with models: other ranges, rounded weights, then other formats."""
     labels = load_labels(find_labels(job.spec.evaluation, job.spec.accuracy.metric))
 
     def write(changed: Job, found: JobRanges) -> ModelFiles:
@@ -163,15 +164,15 @@ def _search(
     def compare(changed: Job, files: ModelFiles) -> Comparison:
         return compare_written(changed, files, labels, log)
 
-    start = try_methods(RangedJob(job, calibrated, models, compare(job, models)), write, compare, log)
+    first = try_methods(RangedJob(job, calibrated, models, compare(job, models)), write, compare, log)
+    start = try_roundings(first, write, compare, log)
     calibrated = start.calibrated
     assert calibrated.ranges is not None
     quantize = partial(write, found=calibrated)
     found = search_layers(start.job, calibrated.ranges, start.models, start.comparison, quantize, labels, log)
-    if not start.outcome:
-        return calibrated, found
-    outcome = f"{start.outcome}; {found.auto.outcome}"
-    auto = replace(found.auto, outcome=outcome, method=start.job.spec.calibration.method)
+    outcome = "; ".join(filter(None, (first.outcome, found.auto.outcome, start.outcome)))
+    method = start.job.spec.calibration.method if first.outcome else ""
+    auto = replace(found.auto, outcome=outcome, method=method)
     return calibrated, replace(found, auto=auto)
 
 

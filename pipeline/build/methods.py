@@ -62,7 +62,7 @@ def try_methods(
         other = replace(other, attention=calibrated.ranges.attention)
         models = write(other, calibrated)
         comparison = compare(other, models)
-    before, after = _worst_db(start.comparison), _worst_db(comparison)
+    before, after = find_worst_db(start.comparison), find_worst_db(comparison)
     holds = judge(comparison, job.spec.accuracy, candidate=other.name).outcome != "fail"
     method = calibrated.ranges.method.partition("(")[0]
     option, form = job.target.search_option, job.target.precision.upper()
@@ -81,7 +81,7 @@ def try_methods(
     return RangedJob(replace(other, keys=keys), calibrated, models, comparison, outcome)
 
 
-def _worst_db(comparison: Comparison) -> float:
+def find_worst_db(comparison: Comparison) -> float:
     """Returns the lowest SQNR of any output of the INT8 model; -inf if one is broken."""
     pairs = (item for item in comparison.outputs if item.candidate != "fp16" and item.reference in REFERENCES)
     return min((-math.inf if math.isnan(item.sqnr_db) else item.sqnr_db for item in pairs), default=0.0)

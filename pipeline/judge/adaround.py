@@ -152,7 +152,7 @@ def _quantize_rows(
         largest = np.abs(rows).max(axis=-1, keepdims=True, initial=0.0)
         scales = np.where(largest > 0, largest, 1.0) / form.largest
         return form.round_steps(rows / scales) * scales
-    low, high = ranges.ends(tensor)
+    low, high = ranges.ends(tensor, form.name)
     scale = (high - low) / (2 * form.largest)
     return np.clip(form.round_steps(rows / scale) * scale, low, high)
 

@@ -17,9 +17,11 @@ from trtq.models.runner import MovableSession, PlainSession, create_runner
 from trtq.models.session import SessionPort, open_session
 from trtq.pipeline.graph.edit import GraphEditor, map_values
 from trtq.pipeline.graph.fp4 import without_fp4
+from trtq.pipeline.graph.operands import read_constant
 from trtq.pipeline.graph.opset import convert_opset, read_opset
 from trtq.pipeline.graph.placement import Placement, QuantizedNode
 from trtq.pipeline.judge.exact import make_quantize_exact
+from trtq.pipeline.judge.importer import Importer
 from trtq.pipeline.judge.views import OutputViews, create_views
 from trtq.pipeline.rewrite.channels.rescale import rescale
 from trtq.pipeline.rewrite.qdq import quantize
@@ -176,7 +178,7 @@ def build_switchable(
     """
     if read_opset(model) < (opset := max(item.min_opset for item in (placement, *others))):
         model = convert_opset(model, opset)
-    rescaled = rescale(model, placement, ranges)  # of which the float layers compute the same
+    given, rescaled = model, rescale(model, placement, ranges)  # whose float layers compute the same
     model = rescaled.model
     result = quantize(model, rescaled.placement, rescaled.ranges, scale_dtype=scale_dtype)
     floats, known = {node.name: node for node in model.graph}, map_values(model.graph).keys()
@@ -185,12 +187,13 @@ def build_switchable(
         if name not in values:  # a weight that the quantized model has as codes only
             kept = ir.Value(name=name, type=value.type, shape=value.shape, const_value=value.const_value)
             result.graph.initializers[name] = values[name] = kept
-    renamed = {node.name: node for node in rescaled.placement.quantized}
     sources = [_Source({node.name: node for node in result.graph}, lambda value: value)]
     for other in _list_alternatives(placement, others):
-        nodes = tuple(replace(renamed[node.name], scheme=node.scheme) for node in other.quantized)
-        made = quantize(model, Placement(nodes), rescaled.ranges, scale_dtype=scale_dtype)
-        importer = _Importer(edit, values, frozenset(model.graph.initializers))
+        own = rescale(given, _replace_nodes(placement, other), ranges)
+        names = {node.name for node in other.quantized}
+        nodes = tuple(node for node in own.placement.quantized if node.name in names)
+        made = quantize(own.model, Placement(nodes), own.ranges, scale_dtype=scale_dtype)
+        importer = Importer(edit, values)
         by_name = {node.name: node for node in made.graph}
         sources.append(_Source(by_name, importer.take, {node.name: node for node in nodes}))
     for index, placed in enumerate(rescaled.placement.quantized):
@@ -210,6 +213,12 @@ def build_switchable(
         values.update(_put_in_if(edit, original, plain, copies, known=known))
     edit.drop_unused()
     return result
+
+
+def _replace_nodes(placement: Placement, others: Placement) -> Placement:
+    """Returns a placement with some of its nodes in the formats of others: what is rescaled stays alike."""
+    found = {node.name: node for node in others.quantized}
+    return Placement(tuple(found.get(node.name, node) for node in placement.quantized))
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,24 +250,6 @@ class _Copy:
     take: Callable[[ir.Value], ir.Value]
 
 
-class _Importer:
-    """Brings the constants of another quantized model of the same float graph over; the rest is there."""
-
-    def __init__(self, edit: GraphEditor, values: Mapping[str, ir.Value], known: Collection[str]) -> None:
-        self._edit, self._values, self._known = edit, values, known
-        self._made: dict[ir.Value, ir.Value] = {}
-
-    def take(self, value: ir.Value) -> ir.Value:
-        """Returns the value of the switchable model that holds the same."""
-        name = str(value.name)
-        if not value.is_initializer() or name in self._known:
-            return self._values[name]
-        if value not in self._made:
-            assert value.const_value is not None
-            self._made[value] = self._edit.add_constant(name, value.const_value.numpy())
-        return self._made[value]
-
-
 def _list_own_behind(node: ir.Node, known: Collection[str | None]) -> list[ir.Node]:
     """Returns the nodes behind a node, one after another, that only quantizing it has put there."""
     output = node.outputs[0]
@@ -282,20 +273,29 @@ def _switch_correction(
     if found is None or original is None:  # of another layer
         return
     add, place = found
-    corrected, before = add.inputs[place], original.inputs[place]
-    assert corrected is not None
+    before = original.inputs[place]
     assert before is not None
     plain = values[str(before.name)]
-    if plain is corrected:
+    held = [_find_held(edit, copy, add) for copy in copies]
+    if all(value is plain for value in held):
         return
     chosen = plain
-    for copy in reversed(copies):
-        own = _find_correction(copy)
-        held = None if own is None else own[0].inputs[own[1]]
-        inputs = [copy.switch, plain if held is None else copy.take(held), chosen]
-        name, output = f"{add.name}_chosen", f"{corrected.name}_chosen"
-        chosen = edit.insert("Where", inputs, like=corrected, output=output, name=name, before=add)
+    for copy, own in zip(reversed(copies), reversed(held), strict=True):
+        name, output = f"{add.name}_chosen", f"{plain.name}_chosen"
+        inputs = [copy.switch, own, chosen]
+        chosen = edit.insert("Where", inputs, like=plain, output=output, name=name, before=add)
     add.replace_input_with(place, chosen)
+
+
+def _find_held(edit: GraphEditor, copy: _Copy, add: ir.Node) -> ir.Value:
+    """Returns what an Add behind a layer adds where it is in this format: 0 if its model has none there."""
+    own = _find_correction(copy)
+    if own is not None and own[0].name == add.name:
+        value = own[0].inputs[own[1]]
+        assert value is not None
+        return copy.take(value)
+    like = next(value for value in add.inputs if value is not None and value.is_initializer())
+    return edit.add_constant(f"{add.name}_nothing", np.zeros_like(read_constant(like)))
 
 
 def _find_correction(copy: _Copy) -> tuple[ir.Node, int] | None:

@@ -10,6 +10,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from trtq.calibrators.ranges import Channels, Range, Ranges
+from trtq.pipeline.formats import INT8
 from trtq.pipeline.graph.edit import GraphEditor
 from trtq.pipeline.graph.operands import read_constant
 from trtq.pipeline.graph.placement import Placement, QuantizedNode
@@ -53,6 +54,10 @@ def rescale(model: ir.Model, placement: Placement, ranges: Ranges) -> Rescaled:
     (cross-layer equalization, Nagel et al., arXiv 1906.04721, section 4.1; there ReLU6 becomes ReLU, here it
     keeps its bound); else it stands in the graph, as one Mul and at most one Sub.
 
+    What stands in the graph is for the layers that read the tensor in the format that its range was chosen
+    for. Others read the tensor as it was: a float has its finest steps around 0, where a shift leaves none
+    of the values that were there.
+
     Where the ranges are of rotated streams, these are rotated before (`rotate`).
 
     Args:
@@ -83,6 +88,12 @@ def rescale(model: ir.Model, placement: Placement, ranges: Ranges) -> Rescaled:
         nodes = [node for _, node in readers[tensor]]
         shift = np.asarray(item.shift, np.float64) if any(item.shift) else None
         producer = find_producer(find_input(nodes, tensor), nodes, layers) if shift is None else None
+        if producer is None:
+            own = _list_own(readers[tensor], tensor, ranges.formats.get(tensor, INT8.name))
+            if len(own) < len(nodes):
+                nodes, channels[tensor] = own, Channels(mean=item.mean)
+            if not nodes:
+                continue
         scale = np.asarray(item.scale, np.float64)
         made = str(rescale_tensor(edit, tensor, nodes, scale, shift, producer).name)
         renamed[tensor] = made
@@ -100,6 +111,15 @@ def rescale(model: ir.Model, placement: Placement, ranges: Ranges) -> Rescaled:
         replace(ranges, tensors=tensors, channels=channels, beyond_fp16=beyond, formats=formats),
         {**turned, **renamed},
     )
+
+
+def _list_own(readers: Sequence[tuple[QuantizedNode, ir.Node]], tensor: str, form: str) -> list[ir.Node]:
+    """Returns those that read a tensor in the format that its range was chosen for."""
+    return [node for layer, node in readers if (tensor, form) in _list_formats(layer)]
+
+
+def _list_formats(layer: QuantizedNode) -> list[tuple[str, str]]:
+    return [(tensor, encoding.format.name) for tensor, encoding in layer.encodings]
 
 
 def _mean_after(item: Channels) -> tuple[float, ...]:
@@ -123,7 +143,10 @@ def rename(placement: Placement, model: ir.Model, names: Mapping[str, str]) -> P
 
 
 def _renamed(layer: QuantizedNode, node: ir.Node, names: Mapping[str, str]) -> QuantizedNode:
-    activations = tuple((index, names.get(name, name)) for index, name in layer.activations)
+    read = {value.name for value in node.inputs if value is not None}
+    activations = tuple(
+        (index, name if name in read else names.get(name, name)) for index, name in layer.activations
+    )
     if layer.weight is None:
         return replace(layer, activations=activations)
     place, _ = layer.weight

@@ -185,6 +185,36 @@ def test_the_corrections_of_each_format_are_its_own(
 
 
 @pytest.mark.parametrize(
+    "behind", ["[second] y = MatMul (r, w2)", "[second] m = MatMul (r, w2) [bias] y = Add (m, b1)"]
+)
+@pytest.mark.parametrize("mean", [(), (5.0,) * 16])
+def test_what_is_shifted_for_one_format_stays_as_it_was_for_the_other(
+    graph_of: Callable[..., Graph], behind: str, mean: tuple[float, ...]
+) -> None:
+    """A shift leaves a float no fine steps; and the constants behind it are those of each format."""
+    rng = np.random.default_rng(0)
+    body = f"[first] h = MatMul (x, w1) [act] r = Sigmoid (h) {behind} [third] z = MatMul (r, w3)"
+    weights = {name: rng.standard_normal((16, 16)).astype(np.float32) for name in ("w1", "w2", "w3")}
+    net = f"net (float[N, 6, 16] x) => (float[N, 6, 16] y, float[N, 6, 16] z) {{ {body} }}"
+    graph = graph_of(net, **weights, b1=rng.standard_normal(16).astype(np.float32))
+    placement, other = place(graph.model, force=["."]), place(graph.model, force=["."], form=FP8)
+    channels = {"r": Channels(mean=mean, scale=(0.5,) * 16, shift=(0.5,) * 16, amax=1.0)}
+    ranges = replace(ranges_of(placement), channels=channels)
+    session = open_switchable(graph.model, placement, ranges, others=[other])
+    x = rng.standard_normal((2, 6, 16)).astype(np.float32)
+    for count in range(3):
+        for names in itertools.combinations(("first", "second", "third"), count):
+            mixed = place(graph.model, force=["."], forms=dict.fromkeys(names, FP8))
+            made = quantize(graph.model, mixed, ranges)
+            chosen = {node.name: node.scheme.form.name for node in mixed.quantized}
+            for ours, theirs in zip(switched_as(session, chosen, x), outputs_of(made, x), strict=True):
+                np.testing.assert_array_equal(ours, theirs)
+            reads = {str(node.name): str(node.inputs[0].name) for node in made.graph if node.inputs[0]}
+            for name in ("second", "third"):
+                assert ("rescaled" in reads[name]) == (name not in names)
+
+
+@pytest.mark.parametrize(
     "body",
     [
         "[first] z = MatMul (x, w1) [act] r = Relu (z) [second] y = MatMul (r, w2)",
