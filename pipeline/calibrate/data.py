@@ -45,6 +45,7 @@ from trtq.pipeline.graph.placement import (
     place,
 )
 from trtq.pipeline.graph.tokens import explain_one_scale
+from trtq.pipeline.graph.worth import explain_distorted, explain_float
 from trtq.progress import Watcher
 from trtq.workers import Workers
 
@@ -228,6 +229,7 @@ def place_layers(
         by_matrix=is_split and backend is not None and backend.takes_scales_by_matrix,
         per_token=is_per_token,
         attention=attention if backend is None or backend.fuses_attention else (),
+        explain=explain_distorted if backend is not None and backend.needs_coded_outputs else explain_float,
     )
     if is_per_token and target.form is not None:
         _tell_of_one_scale(graph, placement, watcher)
