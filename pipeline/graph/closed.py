@@ -19,7 +19,10 @@ _WRITERS = ("Conv",)
 """Layers whose integer kernel writes nothing but codes; those of products write floats as well."""
 _ABSORBED = ("Relu", "Clip")
 """What ONNX Runtime leaves to the limits of the codes that come behind it."""
-_KEEPING = ("MaxPool", "Reshape", "Resize", "Split", "Squeeze", "Transpose", "Unsqueeze")
+_KEEPING = (
+    "DepthToSpace", "Flatten", "Gather", "MaxPool", "Reshape", "Resize", "Slice", "Split", "Squeeze",
+    "Transpose", "Unsqueeze",
+)  # fmt: skip
 """Those of them whose output holds values of the input, or values between these."""
 _PASSING = frozenset(
     ("Add", "AveragePool", "Concat", "GlobalAveragePool", "LeakyRelu", "Mul", "Sigmoid", *_KEEPING)

@@ -171,7 +171,10 @@ def _normalized(conv: ir.Node, norm: ir.Node) -> tuple[NDArray[Any], NDArray[Any
 
 
 def fold_bias(model: ir.Model) -> Iterator[str]:
-    """Adds a constant, one or one per channel, to the bias of the Conv before it; Paddle leaves it apart."""
+    """Adds a constant, one or one per channel, to the bias of the convolution before it.
+
+    Paddle's exporter leaves it apart.
+    """
     folded, edit = 0, GraphEditor(model)
     for add in [node for node in model.graph if node.op_type == "Add"]:
         for term, offset in (add.inputs, add.inputs[::-1]):
@@ -185,7 +188,7 @@ def fold_bias(model: ir.Model) -> Iterator[str]:
 
 
 def _with_offset(conv: ir.Node, offset: ir.Value | None, add: ir.Node) -> NDArray[Any] | None:
-    """Returns the bias of a Conv with a constant per channel added; None if it cannot take that."""
+    """Returns the bias of a convolution with a constant added; None if it cannot take that."""
     if not _takes_constant(conv, offset, add):
         return None
     bias = _by_channel(conv, read_constant(offset))
@@ -213,7 +216,7 @@ def _with_factor(
     conv: ir.Node, factor: ir.Value | None, mul: ir.Node
 ) -> tuple[NDArray[Any], NDArray[Any]] | None:
     """Returns the weight and the bias of a Conv times a constant; None if it cannot take that."""
-    if not _takes_constant(conv, factor, mul):
+    if conv.op_type != "Conv" or not _takes_constant(conv, factor, mul):
         return None
     weight, factors = read_constant(conv.inputs[1]), _by_channel(conv, read_constant(factor))
     if factors is None:
@@ -225,16 +228,18 @@ def _with_factor(
 
 
 def _takes_constant(conv: ir.Node, constant: ir.Value | None, user: ir.Node) -> bool:
-    is_conv = conv.op_type == "Conv" and _is_only_user(conv, user)
+    is_conv = conv.op_type in ("Conv", "ConvTranspose") and _is_only_user(conv, user)
     return is_conv and constant is not None and all(map(_is_constant, (constant, *conv.inputs[1:])))
 
 
 def _by_channel(conv: ir.Node, constant: NDArray[Any]) -> NDArray[Any] | None:
-    """Returns a constant behind a Conv for each output channel; None if it differs within one."""
+    """Returns a constant behind a convolution for each output channel; None if it differs within one."""
     weight = read_constant(conv.inputs[1])
-    per_channel = (weight.shape[0], *(1,) * (weight.ndim - 2))
+    is_transposed = conv.op_type == "ConvTranspose"
+    channels = weight.shape[1] * conv.attributes.get_int("group", 1) if is_transposed else weight.shape[0]
+    per_channel = (channels, *(1,) * (weight.ndim - 2))
     if constant.size == 1 and constant.ndim <= weight.ndim:
-        return np.full(weight.shape[0], constant.reshape(()), weight.dtype)
+        return np.full(channels, constant.reshape(()), weight.dtype)
     return constant.reshape(-1) if constant.shape in (per_channel, (1, *per_channel)) else None
 
 

@@ -16,6 +16,7 @@ from trtq.kept import KeptNode
 from trtq.models.session import count_weight_bytes
 from trtq.models.signature import TensorSpec, outputs_of, read_inputs
 from trtq.numbers import format_count
+from trtq.pipeline.graph.biased import join_biases
 from trtq.pipeline.graph.branches import inline_branches
 from trtq.pipeline.graph.edit import widen
 from trtq.pipeline.graph.einsum import turn_einsum_into_matmul
@@ -149,12 +150,13 @@ def raise_opset(graph: Graph, opset: int) -> Graph:
 def part_for_codes(graph: Graph) -> Graph:
     """Returns a graph that computes the same in operators that ONNX Runtime has for codes too.
 
-    Constants behind convolutions go into these; HardSigmoid and HardSwish become sums and products.
+    Constants behind layers go into these; HardSigmoid and HardSwish become sums and products.
     """
     if is_quantized(graph.model):
         return graph
     model = graph.model.clone()
-    notes = [note for fold in (fold_factor, fold_bias, part_hard_activations) for note in fold(model)]
+    changes = (join_biases, fold_factor, fold_bias, part_hard_activations)
+    notes = [note for change in changes for note in change(model)]
     if not notes:
         return graph
     passes.RemoveUnusedNodesPass()(model)

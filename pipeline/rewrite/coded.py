@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
 import onnx_ir as ir
 
 from trtq.models.tensors import FLOAT_TYPES
 from trtq.pipeline.graph.edit import GraphEditor
 from trtq.pipeline.graph.factors import find_factor
 from trtq.pipeline.graph.operands import DEQUANTIZE, QUANTIZE, find_constant, read_points
-from trtq.pipeline.rewrite.qparams import choose_asymmetric_qparams, quantize_array
+from trtq.pipeline.rewrite.qparams import choose_asymmetric_qparams, divide_by_scale
 
 _SAME = 1e-5
 """Two scales that differ by less are one: a code then differs by less than 1 in 300 of a step."""
@@ -117,9 +118,10 @@ def _code_constant(edit: GraphEditor, node: ir.Node) -> None:
         if ends == (0.0, 0.0):
             continue
         qparams = choose_asymmetric_qparams(ends, str(values.dtype))
+        codes = np.clip(np.rint(divide_by_scale(values, qparams)) + qparams.zero, 0, 255)
         name = f"{node.name}_constant"
         inputs = [
-            edit.add_constant(f"{name}_codes", quantize_array(values, qparams)),
+            edit.add_constant(f"{name}_codes", codes.astype(qparams.zero_point.dtype)),
             edit.add_constant(f"{name}_scale", qparams.scale),
             edit.add_constant(f"{name}_zero_point", qparams.zero_point),
         ]
