@@ -42,7 +42,7 @@ def _find_bias(node: ir.Node) -> tuple[ir.Node, ir.Value] | None:
     """Returns the Add behind a MatMul and the constant of one axis, or one row, that it adds."""
     product, weight = node.outputs[0], find_constant(node, 1)
     users = [user for user, _ in product.uses()]
-    is_plain = weight is not None and weight.ndim == 2 and product.shape is not None and len(product.shape) == 2
+    is_plain = weight is not None and weight.ndim == 2 and _count_axes(node.inputs[0]) == 2
     if not is_plain or product.is_graph_output() or len(users) != 1 or users[0].op_type != "Add":
         return None
     (add,) = users
@@ -51,3 +51,15 @@ def _find_bias(node: ir.Node) -> tuple[ir.Node, ir.Value] | None:
     if bias is None or value is None or not value.is_initializer() or bias.ndim != 1:
         return None
     return (add, value) if weight is not None and bias.shape == weight.shape[1:] else None
+
+
+def _count_axes(value: ir.Value | None) -> int | None:
+    """Returns the number of axes; of a Reshape to a computed shape that of its sizes. None if unknown."""
+    if value is None or value.shape is not None:
+        return None if value is None else len(value.shape or ())
+    maker = value.producer()
+    sizes = maker.inputs[1] if maker is not None and maker.op_type == "Reshape" else None
+    if sizes is None or sizes.shape is None or len(sizes.shape) != 1:
+        return None
+    count = sizes.shape[0]
+    return count if isinstance(count, int) else None
