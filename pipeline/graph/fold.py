@@ -222,8 +222,9 @@ def _with_factor(
     if factors is None:
         return None
     before = conv.inputs[2] if len(conv.inputs) > 2 else None
-    bias = np.zeros_like(factors) if before is None else read_constant(before) * factors
-    scaled = weight * factors.reshape(-1, *(1,) * (weight.ndim - 1))
+    with np.errstate(over="ignore", invalid="ignore"):  # looked at below
+        bias = np.zeros_like(factors) if before is None else read_constant(before) * factors
+        scaled = weight * factors.reshape(-1, *(1,) * (weight.ndim - 1))
     return (scaled, bias) if np.isfinite(scaled).all() and np.isfinite(bias).all() else None
 
 
