@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -26,8 +26,9 @@ from trtq.pipeline.graph.closed import close_outputs
 from trtq.pipeline.graph.foreign_operators import explain_incomparable
 from trtq.pipeline.graph.kv_cache import place_caches
 from trtq.pipeline.graph.load import Graph
-from trtq.pipeline.graph.placement import Placement
+from trtq.pipeline.graph.placement import ATTENTION, Placement
 from trtq.pipeline.graph.quantized import find_quantized_layers, is_quantized, name_formats
+from trtq.pipeline.graph.worth import explain_distorted
 from trtq.pipeline.quantize.weights import place_weights
 from trtq.progress import Silent, Watcher
 from trtq.workers import Workers
@@ -145,15 +146,24 @@ class Job:
         return self.calibration if self.calibration is not None else self.evaluation
 
 
-def close_job(job: Job, placement: Placement) -> Placement:
-    """Returns the placement with codes behind layers too, where the backend needs them and ranges allow."""
+def _place_between_codes(job: Job, watcher: Watcher) -> Placement | None:
+    """Returns a placement with codes behind layers too; None if the backend or the ranges have no use for it.
+
+    A layer left float then costs more than it saves, since the codes around it end there. So those that are
+    small, and products of two activations, take codes as well.
+    """
     kind = job.spec.quantization.activations if job.ranges is None else job.ranges.activations
-    is_meant = job.backend.needs_coded_outputs and kind == "asymmetric"
+    is_meant = job.backend.needs_coded_outputs and kind == "asymmetric" and job.target.form is INT8
     if not is_meant or job.has_given or job.strategy.graph_float is not FP32:
-        return placement
-    closed = close_outputs(job.graph.model, placement, job.kept)
+        return None
+    products = (ATTENTION,) if "MatMul" in job.target.op_types else ()
+    target = replace(job.target, op_types=tuple(dict.fromkeys((*job.target.op_types, *products))))
+    placed = place_layers(
+        job.graph, job.spec, target, watcher, job.kept, job.backend, forms=job.forms, explain=explain_distorted
+    )
+    closed = close_outputs(job.graph.model, placed, job.kept)
     is_known = job.ranges is None or {*closed.activations} <= job.ranges.tensors.keys()
-    return closed if is_known else placement
+    return closed if is_known else None
 
 
 def place_job(job: Job, watcher: Watcher) -> Placement:
@@ -170,10 +180,9 @@ def _place_nodes(job: Job, watcher: Watcher) -> Placement:
     graph, spec, target = job.graph, job.spec, job.target
     placement = Placement()
     if target.form is not None:
-        placement = place_layers(
+        placement = _place_between_codes(job, watcher) or place_layers(
             graph, spec, target, watcher, job.kept, job.backend, attention=job.attention, forms=job.forms
         )
-        placement = close_job(job, placement)
     if target.precision == "fp16":
         warn_of_unmatched(graph, spec.layers.keep_fp32, watcher)
     if target.weights is None:

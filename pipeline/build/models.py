@@ -19,6 +19,7 @@ from trtq.pipeline.formats import FP16
 from trtq.pipeline.graph.kv_cache import find_coded_caches
 from trtq.pipeline.quantize.weights import find_runtime, report_weights
 from trtq.pipeline.rewrite.biases import quantize_biases
+from trtq.pipeline.rewrite.coded import complete_codes
 from trtq.pipeline.rewrite.mixed import MixedModel, WeightEncoding, convert_floats, quantize_graph
 from trtq.pipeline.rewrite.weights.choose import group_stored
 from trtq.progress import Log
@@ -101,6 +102,7 @@ def _write_all(job: Job, ranges: Ranges | None, stage: Path, log: Log) -> ModelF
     for sentence in candidate.notes:
         log.note(sentence)
     if job.backend.needs_coded_outputs:
+        complete_codes(candidate.model)
         quantize_biases(candidate.model)
     files[job.name] = _write(candidate.model, stage / f"model.{job.name}.onnx")
     if strategy.is_typed:

@@ -32,7 +32,7 @@ from trtq.pipeline.graph.foreign_operators import (
     explain_unrunnable,
     refuse_half_known,
 )
-from trtq.pipeline.graph.load import Graph, load, raise_opset
+from trtq.pipeline.graph.load import Graph, load, part_for_codes, raise_opset
 from trtq.pipeline.graph.pictures import tell_of_pictures
 from trtq.pipeline.graph.quantized import is_quantized
 from trtq.pipeline.graph.repair import repair_graph
@@ -92,9 +92,11 @@ def load_job(
     refuse_half_known(graph.model, for_tensorrt=backend.name != "onnxruntime")
     if backend.name != "onnxruntime":
         _refuse_passed_inputs(graph)
+    spec = _suit_backend(spec, target, backend, graph, strategy.graph_float)
+    if backend.needs_coded_outputs and spec.quantization.activations == "asymmetric":
+        graph = part_for_codes(graph)
     for note in graph.notes:
         watcher.note(note)
-    spec = _suit_backend(spec, target, backend, graph, strategy.graph_float)
     folder = Path(output or path.with_suffix(".trtq")).absolute()
     refuse_inputs_in(
         folder,

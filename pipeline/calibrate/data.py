@@ -39,12 +39,14 @@ from trtq.pipeline.graph.axes import explain_other
 from trtq.pipeline.graph.fp4 import without_fp4
 from trtq.pipeline.graph.load import Graph
 from trtq.pipeline.graph.placement import (
+    Explain,
     Placement,
     QuantizedNode,
     find_unmatched,
     place,
 )
 from trtq.pipeline.graph.tokens import explain_one_scale
+from trtq.pipeline.graph.worth import explain_float
 from trtq.progress import Watcher
 from trtq.workers import Workers
 
@@ -194,6 +196,7 @@ def place_layers(
     backend: Backend | None = None,
     attention: Collection[str] | None = (),
     forms: Mapping[str, CodeFormat] | None = None,
+    explain: Explain = explain_float,
 ) -> Placement:
     """Returns what will be quantized, and why the rest is not.
 
@@ -208,6 +211,7 @@ def place_layers(
         attention: The products of activations that INT8 was found to cost next to nothing, of the ranges;
             None: all for which it can be tried.
         forms: The number formats of layers that have another one than the target's.
+        explain: What tells why a layer that could be quantized stays float.
     """
     patterns = (*spec.layers.skip, *spec.layers.keep_fp32)
     warn_of_unmatched(graph, (*patterns, *spec.layers.force), watcher)
@@ -228,6 +232,7 @@ def place_layers(
         by_matrix=is_split and backend is not None and backend.takes_scales_by_matrix,
         per_token=is_per_token,
         attention=attention if backend is None or backend.fuses_attention else (),
+        explain=explain,
     )
     if is_per_token and target.form is not None:
         _tell_of_one_scale(graph, placement, watcher)

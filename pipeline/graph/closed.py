@@ -7,9 +7,10 @@ from dataclasses import replace
 
 import onnx_ir as ir
 
-from trtq.calibrators.ranges import Ranges
+from trtq.calibrators.ranges import Range, Ranges
 from trtq.kept import KeptNode
 from trtq.pipeline.formats import INT8
+from trtq.pipeline.graph.factors import find_factor
 from trtq.pipeline.graph.placed import CLOSED, QUANTIZABLE, Placement, QuantizedNode
 from trtq.pipeline.graph.placement import with_codes
 
@@ -21,12 +22,17 @@ _WRITERS = ("Conv",)
 """Layers whose integer kernel writes nothing but codes; those of products write floats as well."""
 _ABSORBED = ("Relu", "Clip")
 """What ONNX Runtime leaves to the limits of the codes that come behind it."""
-_KEEPING = ("MaxPool", "Reshape", "Resize", "Split", "Squeeze", "Transpose", "Unsqueeze")
+_KEEPING = (
+    "DepthToSpace", "Flatten", "Gather", "MaxPool", "Reshape", "Resize", "Slice", "Split", "Squeeze",
+    "Transpose", "Unsqueeze",
+)  # fmt: skip
 """Those of them whose output holds values of the input, or values between these."""
 _PASSING = frozenset(
     ("Add", "AveragePool", "Concat", "GlobalAveragePool", "LeakyRelu", "Mul", "Sigmoid", *_KEEPING)
 )
 """Operators that ONNX Runtime computes in codes where it gets them and they are wanted behind it."""
+_TAKING_CONSTANTS = ("Add", "Mul")
+"""Those of them whose constant gets codes when the model is written: `rewrite.coded`."""
 
 
 def close_outputs(model: ir.Model, placement: Placement, kept: Collection[str] = ()) -> Placement:
@@ -78,12 +84,26 @@ def tie_ranges(model: ir.Model, placement: Placement, ranges: Ranges) -> Ranges:
     closed = {node.name for node in placement.quantized if node.scheme.rule == CLOSED}
     tensors = dict(ranges.tensors)
     for node in model.graph:
-        source = node.inputs[0] if node.inputs else None
-        if node.name in closed and node.op_type in _KEEPING and _passes(node) and source is not None:
-            found = tensors.get(str(source.name))
-            tied = {str(value.name) for value in node.outputs} & tensors.keys()
-            tensors |= dict.fromkeys(tied, found) if found is not None else {}
+        if node.name not in closed or (scaled := _find_kept(node)) is None:
+            continue
+        place, factor = scaled
+        source = node.inputs[place]
+        found = tensors.get(str(source.name)) if source is not None else None
+        tied = {str(value.name) for value in node.outputs} & tensors.keys()
+        tensors |= dict.fromkeys(tied, _scale(found, factor)) if found is not None else {}
     return replace(ranges, tensors=tensors)
+
+
+def _find_kept(node: ir.Node) -> tuple[int, float] | None:
+    """Returns the place of the input whose codes a node passes on, and the factor of their scale."""
+    if node.op_type in _KEEPING:
+        return (0, 1.0) if _passes(node) else None
+    return find_factor(node)
+
+
+def _scale(found: Range, factor: float) -> Range:
+    numbers = (found.amax, found.minimum, found.maximum)
+    return found if factor == 1 else Range(*(number * factor for number in numbers))
 
 
 def _leave_last(model: ir.Model, placement: Placement) -> Placement:
@@ -129,13 +149,20 @@ def _passes(node: ir.Node) -> bool:
     """Returns whether an operator can work on codes. Cubic interpolation leaves the range of its input."""
     mode = node.attributes.get("mode") if node.op_type == "Resize" else None
     overshoots = mode is not None and mode.as_string() == "cubic"
-    return node.op_type in _PASSING and not overshoots
+    return (node.op_type in _PASSING and not overshoots) or find_factor(node) is not None
 
 
 def _list_floats(node: ir.Node) -> list[int]:
     """Returns the places of the inputs that are numbers to compute with, and no sizes or bounds."""
     values = enumerate(node.inputs[:1] if node.op_type == "Resize" else node.inputs)
-    return [place for place, value in values if value is not None and value.dtype is ir.DataType.FLOAT]
+    is_free = node.op_type in _TAKING_CONSTANTS or find_factor(node) is not None
+    return [
+        place
+        for place, value in values
+        if value is not None
+        and value.dtype is ir.DataType.FLOAT
+        and not (is_free and value.is_initializer())
+    ]
 
 
 def _find_end(value: ir.Value) -> ir.Value:

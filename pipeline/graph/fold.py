@@ -171,7 +171,10 @@ def _normalized(conv: ir.Node, norm: ir.Node) -> tuple[NDArray[Any], NDArray[Any
 
 
 def fold_bias(model: ir.Model) -> Iterator[str]:
-    """Adds a constant per channel to the bias of the Conv before it; Paddle's exporter leaves it apart."""
+    """Adds a constant, one or one per channel, to the bias of the convolution before it.
+
+    Paddle's exporter leaves it apart.
+    """
     folded, edit = 0, GraphEditor(model)
     for add in [node for node in model.graph if node.op_type == "Add"]:
         for term, offset in (add.inputs, add.inputs[::-1]):
@@ -185,17 +188,60 @@ def fold_bias(model: ir.Model) -> Iterator[str]:
 
 
 def _with_offset(conv: ir.Node, offset: ir.Value | None, add: ir.Node) -> NDArray[Any] | None:
-    """Returns the bias of a Conv with a constant per channel added; None if it cannot take that."""
-    if conv.op_type != "Conv" or not _is_only_user(conv, add):
+    """Returns the bias of a convolution with a constant added; None if it cannot take that."""
+    if not _takes_constant(conv, offset, add):
         return None
-    if not all(map(_is_constant, (offset, *conv.inputs[1:]))):
+    bias = _by_channel(conv, read_constant(offset))
+    before = conv.inputs[2] if len(conv.inputs) > 2 else None
+    return bias if before is None or bias is None else bias + read_constant(before)
+
+
+def fold_factor(model: ir.Model) -> Iterator[str]:
+    """Multiplies a constant, one or one per channel, into the Conv before it, where that is finite."""
+    folded, edit = 0, GraphEditor(model)
+    for node in [node for node in model.graph if node.op_type == "Mul"]:
+        for term, factor in (node.inputs, node.inputs[::-1]):
+            conv = term.producer() if term is not None else None
+            scaled = None if conv is None else _with_factor(conv, factor, node)
+            if conv is not None and scaled is not None:
+                edit.set_constant(conv, 1, f"{conv.name}_weight", scaled[0])
+                _take_over(edit, node, conv, scaled[1])
+                folded += 1
+                break
+    if folded:
+        yield f"folded {format_count(folded, 'factor')} into the convolutions before them"
+
+
+def _with_factor(
+    conv: ir.Node, factor: ir.Value | None, mul: ir.Node
+) -> tuple[NDArray[Any], NDArray[Any]] | None:
+    """Returns the weight and the bias of a Conv times a constant; None if it cannot take that."""
+    if conv.op_type != "Conv" or not _takes_constant(conv, factor, mul):
         return None
-    weight, bias = read_constant(conv.inputs[1]), read_constant(offset)
-    per_channel = (weight.shape[0], *(1,) * (weight.ndim - 2))
-    if bias.shape not in (per_channel, (1, *per_channel)):
+    weight, factors = read_constant(conv.inputs[1]), _by_channel(conv, read_constant(factor))
+    if factors is None:
         return None
     before = conv.inputs[2] if len(conv.inputs) > 2 else None
-    return bias.reshape(-1) if before is None else bias.reshape(-1) + read_constant(before)
+    with np.errstate(over="ignore", invalid="ignore"):  # looked at below
+        bias = np.zeros_like(factors) if before is None else read_constant(before) * factors
+        scaled = weight * factors.reshape(-1, *(1,) * (weight.ndim - 1))
+    return (scaled, bias) if np.isfinite(scaled).all() and np.isfinite(bias).all() else None
+
+
+def _takes_constant(conv: ir.Node, constant: ir.Value | None, user: ir.Node) -> bool:
+    is_conv = conv.op_type in ("Conv", "ConvTranspose") and _is_only_user(conv, user)
+    return is_conv and constant is not None and all(map(_is_constant, (constant, *conv.inputs[1:])))
+
+
+def _by_channel(conv: ir.Node, constant: NDArray[Any]) -> NDArray[Any] | None:
+    """Returns a constant behind a convolution for each output channel; None if it differs within one."""
+    weight = read_constant(conv.inputs[1])
+    is_transposed = conv.op_type == "ConvTranspose"
+    channels = weight.shape[1] * conv.attributes.get_int("group", 1) if is_transposed else weight.shape[0]
+    per_channel = (channels, *(1,) * (weight.ndim - 2))
+    if constant.size == 1 and constant.ndim <= weight.ndim:
+        return np.full(channels, constant.reshape(()), weight.dtype)
+    return constant.reshape(-1) if constant.shape in (per_channel, (1, *per_channel)) else None
 
 
 def _is_only_user(producer: ir.Node, user: ir.Node) -> bool:

@@ -16,11 +16,19 @@ from trtq.kept import KeptNode
 from trtq.models.session import count_weight_bytes
 from trtq.models.signature import TensorSpec, outputs_of, read_inputs
 from trtq.numbers import format_count
+from trtq.pipeline.graph.biased import join_biases
 from trtq.pipeline.graph.branches import inline_branches
 from trtq.pipeline.graph.decoder_attention import unfold_attention
 from trtq.pipeline.graph.edit import widen
 from trtq.pipeline.graph.einsum import turn_einsum_into_matmul
-from trtq.pipeline.graph.fold import drop_identities, fold_batch_norm, fold_bias, fold_constants
+from trtq.pipeline.graph.fold import (
+    drop_identities,
+    fold_batch_norm,
+    fold_bias,
+    fold_constants,
+    fold_factor,
+)
+from trtq.pipeline.graph.hard import part_hard_activations
 from trtq.pipeline.graph.foreign_operators import find_least_opset, refuse_foreign_operators, standardize
 from trtq.pipeline.graph.fp4 import emulate_fp4
 from trtq.pipeline.graph.norms import standardize_norms
@@ -174,6 +182,23 @@ def raise_opset(graph: Graph, opset: int) -> Graph:
     if graph.opset >= opset:
         return graph
     return replace(graph, model=convert_opset(graph.model, opset), is_rewritten=True)
+
+
+def part_for_codes(graph: Graph) -> Graph:
+    """Returns a graph that computes the same in operators that ONNX Runtime has for codes too.
+
+    Constants behind layers go into these; HardSigmoid and HardSwish become sums and products.
+    """
+    if is_quantized(graph.model):
+        return graph
+    model = graph.model.clone()
+    changes = (join_biases, fold_factor, fold_bias, part_hard_activations)
+    notes = [note for change in changes for note in change(model)]
+    if not notes:
+        return graph
+    passes.RemoveUnusedNodesPass()(model)
+    infer_shapes(model)
+    return replace(graph, model=model, notes=(*graph.notes, *notes), is_rewritten=True)
 
 
 def _widen_bf16(model: ir.Model) -> Iterator[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
 
@@ -52,6 +52,8 @@ _RANK_OF_EXPERTS = 3
 """TensorRT-RTX runs a batch of matrices with scales for each in INT8; with two batch axes it does not."""
 _TWO_ACTIVATIONS = "two-activations"
 _NONE: Mapping[str, str] = MappingProxyType({})
+Explain = Callable[[ir.Node, ir.Value, ir.Value, int | None], str]
+"""Of a layer, its weight, its activation and the axis of its channels: why it stays float, or nothing."""
 _NO_FORMS: Mapping[str, CodeFormat] = MappingProxyType({})
 
 
@@ -67,6 +69,7 @@ def place(
     by_matrix: bool = False,
     per_token: bool = False,
     attention: Collection[str] | None = (),
+    explain: Explain = explain_float,
 ) -> Placement:
     """Returns where Q/DQ pairs go, by TensorRT's rules for explicit quantization.
 
@@ -108,6 +111,7 @@ def place(
             see `tokens.explain_one_scale` for those that have one scale all the same.
         attention: The names of the MatMuls that INT8 was found to cost next to nothing; None: all for which
             it can be tried.
+        explain: What tells why a layer of rule 4 stays float.
     """
     names = [str(node.name) for node in model.graph]
     skipped = {name: pattern for pattern in reversed(skip) for name in names if re.search(pattern, name)}
@@ -122,7 +126,7 @@ def place(
         own = forms.get(name, form)
         chosen = own.otherwise if own.otherwise is not None and explain_other(node) else own
         splits = by_matrix and chosen in (INT8, FP8)  # nobody has measured it in others
-        decision = left[name] if name in left else _decide(node, chosen, op_types, force, splits)
+        decision = left[name] if name in left else _decide(node, chosen, op_types, force, splits, explain)
         if isinstance(decision, str):
             unquantized.append(KeptNode(name, node.op_type, decision))
         else:
@@ -192,13 +196,18 @@ def _constants(node: ir.Node) -> list[int]:
 
 
 def _decide(
-    node: ir.Node, form: CodeFormat, op_types: Sequence[str], force: Sequence[str], by_matrix: bool
+    node: ir.Node,
+    form: CodeFormat,
+    op_types: Sequence[str],
+    force: Sequence[str],
+    by_matrix: bool,
+    explain: Explain,
 ) -> QuantizedNode | str:
     """Returns how a layer is quantized, or why it stays float."""
     if not _is_wanted(node, op_types):
         return _reason_for_type(node, form)
     if constants := _constants(node):
-        return _weighted_input(node, form, 0 if constants == [0] else 1, force, by_matrix)
+        return _weighted_input(node, form, 0 if constants == [0] else 1, force, by_matrix, explain)
     if node.op_type != "MatMul":
         return "its weight is not a constant"
     if any(value is None or value.dtype not in FLOAT_TYPES for value in node.inputs):
@@ -207,7 +216,7 @@ def _decide(
 
 
 def _weighted_input(
-    node: ir.Node, form: CodeFormat, place: int, force: Sequence[str], by_matrix: bool
+    node: ir.Node, form: CodeFormat, place: int, force: Sequence[str], by_matrix: bool, explain: Explain
 ) -> QuantizedNode | str:
     weight, activation = node.inputs[place], node.inputs[1 - place]
     if weight is None or activation is None or activation.is_initializer():
@@ -220,7 +229,7 @@ def _weighted_input(
         return f"given: its input is already quantized, and not in {form.name.upper()} with one scale"
     axis = find_channel_axis(node, place, len(weight.shape or ()))
     is_forced = any(re.search(pattern, str(node.name)) for pattern in force)
-    if not is_forced and (reason := explain_float(node, weight, activation, axis)):
+    if not is_forced and (reason := explain(node, weight, activation, axis)):
         return reason
     if not is_forced and form is FP8 and (reason := explain_narrow(node, weight)):
         return reason

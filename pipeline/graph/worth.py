@@ -43,13 +43,9 @@ def explain_float(node: ir.Node, weight: ir.Value, activation: ir.Value, axis: i
         activation: Its other input.
         axis: The axis of the weight's output channels.
     """
+    if reason := explain_distorted(node, weight, activation, axis):
+        return reason
     shape = _sizes(weight)
-    if carries_indices(activation):
-        return "indices: its input is made of integers (ids, positions, masks), not of a signal"
-    if is_filled(activation):
-        return "filled: its input has one value everywhere, whatever the data (ConstantOfShape)"
-    if node.op_type == "Conv" and _is_filter_bank(node, shape):
-        return f"filter-bank: a transform of one channel by {max(shape[2:])} taps, which codes distort"
     num_outputs = shape[axis] if axis is not None and node.op_type != "ConvTranspose" else 0
     if 0 < num_outputs <= _FEW_OUTPUTS:
         return f"few-outputs: kernels on codes take 16 output channels or more at once, it has {num_outputs}"
@@ -57,6 +53,21 @@ def explain_float(node: ir.Node, weight: ir.Value, activation: ir.Value, axis: i
         return "head: a small last layer, whose error reaches the outputs as it is"
     if node.op_type == "Conv" and _is_gate(node):
         return "gate: squeeze-and-excitation works on one position, where codes save nothing"
+    return ""
+
+
+def explain_distorted(node: ir.Node, weight: ir.Value, activation: ir.Value, _: int | None) -> str:
+    """Returns why codes distort what a layer computes; empty if they do not. The same arguments.
+
+    That is all that counts where a layer left float breaks a chain of codes, as in ONNX Runtime.
+    """
+    shape = _sizes(weight)
+    if carries_indices(activation):
+        return "indices: its input is made of integers (ids, positions, masks), not of a signal"
+    if is_filled(activation):
+        return "filled: its input has one value everywhere, whatever the data (ConstantOfShape)"
+    if node.op_type == "Conv" and _is_filter_bank(node, shape):
+        return f"filter-bank: a transform of one channel by {max(shape[2:])} taps, which codes distort"
     return ""
 
 

@@ -19,6 +19,7 @@ from trtq.pipeline.graph.closed import close_outputs, tie_ranges
 from trtq.pipeline.graph.placed import CLOSED
 from trtq.pipeline.graph.placement import Placement, place
 from trtq.pipeline.rewrite.biases import quantize_biases
+from trtq.pipeline.rewrite.coded import complete_codes
 from trtq.pipeline.rewrite.qdq import quantize
 
 ModelOf = Callable[..., ir.Model]
@@ -45,6 +46,7 @@ def _added(placement: Placement) -> dict[str, tuple[str, ...]]:
 def _quantized(model: ir.Model, placement: Placement) -> ir.Model:
     ranges = {name: Range(4.0, 0.0 if name == "r" else -4.0, 4.0) for name in placement.activations}
     made = quantize(model, placement, Ranges(ranges, "minmax()", "", "", 1, activations="asymmetric"))
+    complete_codes(made)
     quantize_biases(made)
     return made
 
@@ -157,6 +159,79 @@ def test_half_precision_is_left_alone(model_of: ModelOf) -> None:
     text = "g (float16[N,16,8,8] x) => (float16[N,16,8,8] y) { a = Conv(x, w1) y = Relu(a) }"
     model = model_of(text, w1=_weights(16, 16, 1, 1).astype(np.float16))
     assert _added(_closed(model)) == {}
+
+
+_SWISH = "a = Conv(x, w1) s = Add(a, c) l = Clip(s, zero, six) m = Mul(a, l) d = Div(m, six) "
+_NUMBERS = {name: np.float32(number) for name, number in (("c", 3), ("zero", 0), ("six", 6), ("less", -0.25))}
+
+
+@pytest.mark.parametrize(
+    ("tail", "added"),
+    [("b = Conv(d, w2) y = Softmax(b)", 1), ("e = Add(d, less) b = Conv(e, w2) y = Softmax(b)", 2)],
+)
+def test_an_activation_of_straight_pieces_runs_in_codes(
+    model_of: ModelOf, outputs_of: Callable[..., list[NDArray[Any]]], tmp_path: Path, tail: str, added: int
+) -> None:
+    text = f"g (float[N,16,8,8] x) => (float[N,16,8,8] y) {{ {_SWISH} {tail} }}"
+    model = model_of(text, w1=_weights(16, 16, 1, 1) / 4, w2=_weights(16, 16, 1, 1) / 4, **_NUMBERS)
+    placement = _closed(model)
+    tops = {"l": 6.0, "m": 24.0, "d": 4.0, "e": 3.75}
+    ranges = {
+        name: Range(tops.get(name, 4.0), 0.0 if name == "l" else -3.0 if name == "m" else -4.0, tops.get(name, 4.0))
+        for name in placement.activations
+    }
+    made = quantize(model, placement, Ranges(ranges, "minmax()", "", "", 1, activations="asymmetric"))
+    complete_codes(made)
+    kinds = _kernels(made, tmp_path)
+    assert (kinds.count("QLinearConv"), kinds.count("QLinearAdd"), kinds.count("QLinearMul")) == (2, added, 1)
+    assert {"Add", "Clip", "Div", "Mul", "Conv"}.isdisjoint(kinds)
+    wanted, found = outputs_of(model)[0], outputs_of(made)[0]
+    assert np.square(found - wanted).sum() < 1e-3 * np.square(wanted).sum()
+
+
+def test_a_limit_stays_where_codes_reach_beyond(model_of: ModelOf) -> None:
+    text = "g (float[N,4] x) => (float[N,4] y) { q = QuantizeLinear(l, s, z) y = DequantizeLinear(q, s, z) }"
+    text = text.replace("{ q", "{ l = Clip(x, low, high) q")
+    found = []
+    for high in (1.0, 0.9):
+        numbers = {"low": np.float32(0), "high": np.float32(high), "s": np.float32(1 / 255), "z": np.uint8(0)}
+        model = model_of(text, **numbers)
+        complete_codes(model)
+        found.append([node.op_type for node in model.graph][0])
+    assert found == ["QuantizeLinear", "Clip"]
+
+
+@pytest.mark.parametrize("factor", [0.5, -0.5])
+def test_only_a_positive_factor_goes_into_a_scale(
+    model_of: ModelOf, outputs_of: Callable[..., list[NDArray[Any]]], factor: float
+) -> None:
+    text = """g (float[N,4] x) => (float[N,4] y) {
+        q = QuantizeLinear(x, s, z) d = DequantizeLinear(q, s, z) y = Mul(d, k)
+    }"""
+    numbers = {"s": np.float32(0.02), "z": np.uint8(128), "k": np.float32(factor)}
+    model = model_of(text, **numbers)
+    before = outputs_of(model)[0]
+    complete_codes(model)
+    assert ("Mul" in [node.op_type for node in model.graph]) == (factor < 0)
+    np.testing.assert_allclose(outputs_of(model)[0], before, rtol=1e-6)
+
+
+def test_a_factor_of_another_range_keeps_its_codes(
+    model_of: ModelOf, outputs_of: Callable[..., list[NDArray[Any]]]
+) -> None:
+    text = """g (float[N,4] x) => (float[N,4] y) {
+        q = QuantizeLinear(x, s, z) d = DequantizeLinear(q, s, z) m = Mul(d, k)
+        r = QuantizeLinear(m, t, z) y = DequantizeLinear(r, t, z)
+    }"""
+    kept = []
+    for step in (0.01, 0.011):
+        numbers = {"s": np.float32(0.02), "t": np.float32(step), "z": np.uint8(128), "k": np.float32(0.5)}
+        model = model_of(text, **numbers)
+        before = outputs_of(model)[0]
+        complete_codes(model)
+        np.testing.assert_allclose(outputs_of(model)[0], before, rtol=1e-6)
+        kept.append([node.op_type for node in model.graph].count("QuantizeLinear"))
+    assert kept == [1, 2]
 
 
 def _gemm(model_of: ModelOf, attributes: str, bias: NDArray[Any]) -> ir.Model:
