@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from trtq.calibrators import METHODS, Method, create_method
 from trtq.calibrators.batches import Batches
+from trtq.calibrators.channels import ChannelLayout
 from trtq.calibrators.entropy import Auto, EntropyWithRows
 from trtq.calibrators.estimate import describe, estimate
 from trtq.calibrators.levels import Levels, are_even
@@ -38,6 +39,8 @@ _CHEAP_MACS = 1e11
 _MOST_PASSES: Mapping[Effort, int] = {"balanced": 2, "thorough": 6}
 """A search may also cost as much as so many passes over the calibration data; quick searches for nothing."""
 _SMALLEST_BUDGET = (4, 24)
+_ENOUGH_TO_OBSERVE = 64
+"""Samples of which a quarter tells the ranges of rescaled tensors as well as half does, in trials."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,8 +78,7 @@ def improve_ranges(
     """
     by_trial = isinstance(create_method(spec.calibration), Auto)
     first, allowed = choose_first(spec, placement.formats), _choose_repairs(spec, placement.formats)
-    is_quick = spec.quantization.effort == "quick"
-    if is_quick or batches.is_random or not placement.layers or not (by_trial or allowed):
+    if not _may_try(placement, batches, spec) or not (by_trial or allowed):
         return take_ranges(graph, placement.formats, statistics, batches, spec, watcher)
     # Late: where nothing is tried, it is not needed.
     from trtq.pipeline.judge.proposals import FEWEST_SAMPLES, RESCALING
@@ -102,9 +104,15 @@ def improve_ranges(
     watcher.stage("Trying repairs" if allowed else "Trying methods")
     budget = _plan_budget(graph, batches, statistics.num_samples, spec.quantization.effort)
     reobserver = Reobserver(
-        [*methods.values()], PassControl(spec.calibration.device, spec.calibration.memory_bytes), workers
+        [*methods.values()],
+        PassControl(spec.calibration.device, spec.calibration.memory_bytes),
+        workers,
+        trial_step=_choose_step(statistics.num_samples, spec.quantization.effort),
     )
-    found = find_repairs(graph.model, placement, candidates, batches, allowed, budget, reobserver, workers)
+    channels = statistics.channels
+    found = find_repairs(
+        graph.model, placement, candidates, batches, allowed, budget, reobserver, workers, channels
+    )
     if found is None:
         watcher.note(
             "no repair is tried: the calibration data is one batch, so that nothing can be held back; "
@@ -118,6 +126,24 @@ def improve_ranges(
             f"were {repairs.num_samples}; give {2 * FEWEST_SAMPLES} calibration samples or more"
         )
     return RangeSearch(ranges, methods[ranges.method.removesuffix(SUFFIX)], repairs)
+
+
+def list_channels(
+    graph: Graph, placement: Placement, batches: Batches, spec: ModelSpec
+) -> dict[str, ChannelLayout]:
+    """Returns the tensors whose channels `improve_ranges` looks at, and where these are."""
+    if not _may_try(placement, batches, spec):
+        return {}
+    from trtq.pipeline.judge.proposals import CHANNEL_REPAIRS  # late, as above
+    from trtq.pipeline.rewrite.channels.statistics import find_channel_layouts
+
+    allowed = _choose_repairs(spec, placement.formats)
+    return find_channel_layouts(graph.model, placement) if {*allowed} & CHANNEL_REPAIRS else {}
+
+
+def _may_try(placement: Placement, batches: Batches, spec: ModelSpec) -> bool:
+    """Whether anything may be tried by running models."""
+    return spec.quantization.effort != "quick" and not batches.is_random and bool(placement.layers)
 
 
 def take_ranges(
@@ -174,6 +200,11 @@ def _row_amaxes(
 def _drop_repeats(candidates: Sequence[Ranges]) -> list[Ranges]:
     tensors = [item.tensors for item in candidates]
     return [item for index, item in enumerate(candidates) if item.tensors not in tensors[:index]]
+
+
+def _choose_step(num_samples: int, effort: Effort) -> int:
+    """Returns of which feeds rescaled tensors that are only tried get their ranges: every so many-th."""
+    return 4 if effort != "thorough" and num_samples >= _ENOUGH_TO_OBSERVE else 2
 
 
 def _plan_budget(graph: Graph, batches: Batches, num_samples: int, effort: Effort) -> SampleBudget:
