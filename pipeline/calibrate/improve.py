@@ -22,6 +22,7 @@ from trtq.pipeline.graph.placement import DEFAULT_OP_TYPES, SOFTMAX, Placement
 from trtq.pipeline.judge.macs import count_macs
 from trtq.pipeline.judge.rows import SUFFIX, add_row_variants, measure_row_amaxes
 from trtq.pipeline.rewrite.channels.reobserve import Reobserver
+from trtq.pipeline.rewrite.channels.statistics import find_channel_layouts, observe_channels
 from trtq.progress import Watcher
 from trtq.workers import Workers
 
@@ -103,13 +104,17 @@ def improve_ranges(
         candidates = add_row_variants(candidates, amaxes, only=not by_trial)
     watcher.stage("Trying repairs" if allowed else "Trying methods")
     budget = _plan_budget(graph, batches, statistics.num_samples, spec.quantization.effort)
+    control = PassControl(spec.calibration.device, spec.calibration.memory_bytes)
     reobserver = Reobserver(
         [*methods.values()],
-        PassControl(spec.calibration.device, spec.calibration.memory_bytes),
+        control,
         workers,
         trial_step=_choose_step(statistics.num_samples, spec.quantization.effort),
     )
     channels = statistics.channels
+    if channels is None:
+        layouts, observed = list_channels(graph, placement, batches, spec), [*statistics.histograms]
+        channels = observe_channels(graph.model, observed, layouts, batches, control, workers)
     found = find_repairs(
         graph.model, placement, candidates, batches, allowed, budget, reobserver, workers, channels
     )
@@ -135,7 +140,6 @@ def list_channels(
     if not _may_try(placement, batches, spec):
         return {}
     from trtq.pipeline.judge.proposals import CHANNEL_REPAIRS  # late, as above
-    from trtq.pipeline.rewrite.channels.statistics import find_channel_layouts
 
     allowed = _choose_repairs(spec, placement.formats)
     return find_channel_layouts(graph.model, placement) if {*allowed} & CHANNEL_REPAIRS else {}

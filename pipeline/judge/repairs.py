@@ -8,15 +8,13 @@ from dataclasses import dataclass, field, replace
 import onnx_ir as ir
 
 from trtq.calibrators.batches import Batches
-from trtq.calibrators.channels import ChannelHalves
-from trtq.calibrators.observe import PassControl
+from trtq.calibrators.channels import NO_CHANNELS, ChannelHalves
 from trtq.calibrators.ranges import Ranges
 from trtq.pipeline.graph.attention import MOST_COST_DB, choose_attention, list_tried
 from trtq.pipeline.graph.placement import Placement
-from trtq.pipeline.judge.proposals import CHANNEL_REPAIRS, METHOD, Evidence, Repair, list_repairs
+from trtq.pipeline.judge.proposals import METHOD, Evidence, Repair, list_repairs
 from trtq.pipeline.judge.trials import Candidate, TrialJudge, open_trial_judge
 from trtq.pipeline.rewrite.channels.reobserve import Reobserver
-from trtq.pipeline.rewrite.channels.statistics import find_channel_layouts, observe_channels
 from trtq.records import Repairs, Trial
 from trtq.workers import Workers
 
@@ -54,7 +52,7 @@ def find_repairs(
     budget: SampleBudget | None = None,
     reobserver: Reobserver | None = None,
     workers: Workers | None = None,
-    channels: ChannelHalves | None = None,
+    channels: ChannelHalves = NO_CHANNELS,
 ) -> tuple[Ranges, Repairs] | None:
     """Returns the best of the ranges with the repairs that gain; None if no data can be held back.
 
@@ -73,7 +71,7 @@ def find_repairs(
         budget: On how many samples candidates are scored.
         reobserver: Observes rescaled tensors; None: their ranges hold every value seen.
         workers: Who run the candidates; None: threads of this process.
-        channels: What the channels of the data are like; None: another pass finds it out.
+        channels: What the channels of the data are like; nothing is made of others.
 
     Raises:
         DataError: The data does not fit.
@@ -84,10 +82,6 @@ def find_repairs(
     judge = open_trial_judge(model, placement, batches, budget.second, workers)
     if judge is None:
         return None
-    if channels is None or not {*allowed} & CHANNEL_REPAIRS:
-        layouts = find_channel_layouts(model, placement) if {*allowed} & CHANNEL_REPAIRS else {}
-        control = PassControl() if reobserver is None else reobserver.control
-        channels = observe_channels(model, layouts, batches, control, workers)
     half = Evidence(model, placement, batches, channels.even, reobserver and reobserver.for_trials())
     whole = Evidence(model, placement, batches, channels.whole, reobserver)
     start = Candidate(ranges[0])

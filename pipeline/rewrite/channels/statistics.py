@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -60,6 +60,7 @@ def find_channel_layouts(model: ir.Model, placement: Placement) -> dict[str, Cha
 
 def observe_channels(
     model: ir.Model,
+    tensors: Sequence[str],
     layouts: Mapping[str, ChannelLayout],
     batches: Batches,
     control: PassControl,
@@ -67,12 +68,13 @@ def observe_channels(
 ) -> ChannelHalves:
     """Returns the statistics of the channels over the even and over the odd feeds, by another pass.
 
-    The sums are made in the same order, whoever makes them: those of every eighth feed first, then those of
-    the parts.
+    They are those, to the last bit, that a pass over the same tensors finds on its way. The sums are made in
+    the same order, whoever makes them: those of every eighth feed first, then those of the parts.
 
     Args:
         model: The float graph; it is not changed.
-        layouts: The tensors, and where their channels are.
+        tensors: What is observed: other kernels may run, and round otherwise, where other tensors are.
+        layouts: Those of them whose channels are wanted, and where these are.
         batches: The data.
         control: How the pass is made.
         workers: Who share it; None: this process does all of it.
@@ -85,17 +87,17 @@ def observe_channels(
     if not layouts:
         return NO_CHANNELS
     if workers is None:
-        seen = observe(without_fp4(model), [*layouts], batches, control=control).channels
+        seen = observe(without_fp4(model), tensors, batches, control=control).channels
         assert seen is not None
         return seen
-    shared = workers.share((pack(without_fp4(model)), batches, control))
+    shared = workers.share((pack(without_fp4(model)), tuple(tensors), batches, control))
     tally = ChannelTally()
     for part, found in enumerate(workers.map(partial(_observe_part, shared), range(NUM_PARTS))):
         tally.add(part, found)
     return tally.halves()
 
 
-_Work = tuple[PackedModel, Batches, PassControl]
+_Work = tuple[PackedModel, tuple[str, ...], Batches, PassControl]
 
 
 def _observe_part(shared: Shared[_Work], part: int) -> Seen:
@@ -108,5 +110,5 @@ def _observe_part(shared: Shared[_Work], part: int) -> Seen:
 
 
 def _prepare(work: _Work) -> PreparedPass:
-    model, batches, control = work
-    return prepare_pass(model.unpack(), [*control.channels], batches, control)
+    model, *how = work
+    return prepare_pass(model.unpack(), *how)

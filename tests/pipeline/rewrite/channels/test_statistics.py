@@ -39,8 +39,9 @@ def graph(request: pytest.FixtureRequest, graph_of: Callable[..., Graph]) -> Gra
 
 
 def _observe(graph: Graph, data: Batches, workers: Workers | None = None) -> ChannelHalves:
-    layouts = find_channel_layouts(graph.model, place(graph.model))
-    return observe_channels(graph.model, layouts, data, PassControl(), workers)
+    placement = place(graph.model)
+    layouts = find_channel_layouts(graph.model, placement)
+    return observe_channels(graph.model, placement.activations, layouts, data, PassControl(), workers)
 
 
 def test_the_extremes_and_means_are_those_of_numpy_for_each_half(graph: Graph) -> None:
@@ -63,7 +64,7 @@ def test_one_feed_leaves_the_other_half_empty(graph: Graph) -> None:
 
 
 def test_a_model_without_such_channels_is_not_run(graph: Graph) -> None:
-    assert observe_channels(graph.model, {}, batches_of([]), PassControl()) == ChannelHalves({}, {})
+    assert observe_channels(graph.model, ["x"], {}, batches_of([]), PassControl()) == ChannelHalves({}, {})
 
 
 def test_workers_find_the_same_sums(graph: Graph, tmp_path: Path) -> None:
