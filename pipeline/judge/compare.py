@@ -14,6 +14,7 @@ from typing import Any
 from trtq.calibrators.batches import Batches, Feed
 from trtq.calibrators.cursor import FeedCursor
 from trtq.calibrators.observe import Progress
+from trtq.models.frugal import FrugalSession
 from trtq.models.runner import (
     MovableSession,
     PlainSession,
@@ -21,7 +22,6 @@ from trtq.models.runner import (
     create_converting_runner,
     create_runner,
 )
-from trtq.models.session import Session
 from trtq.pipeline.graph.carried import ModelFile
 from trtq.pipeline.graph.kv_cache import CodedCache, find_coded_caches
 from trtq.pipeline.graph.load import read_runnable
@@ -194,16 +194,16 @@ def _open_file(path: Path, *, looks: bool, runs: bool) -> _OpenedFile:
     model, _ = typed
     session = MovableSession(partial(_open_session, ModelFile(path)))
     if runs:
-        session.session = open_compared(path, typed)
+        session.session = FrugalSession(open_compared(path, typed))
     views = OutputViews()
     if looks:
         views = create_views(without_bf16(model) if has_bf16(model) else model)
     return _OpenedFile(session, find_coded_caches(model), views)
 
 
-def _open_session(file: ModelFile) -> Session:
+def _open_session(file: ModelFile) -> PlainSession:
     with file.open() as path:
-        return open_compared(path)
+        return FrugalSession(open_compared(path))
 
 
 def _find_truth(pairs: Pairs) -> str:

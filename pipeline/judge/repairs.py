@@ -79,7 +79,8 @@ def find_repairs(
     """
     budget = budget or SampleBudget()
     candidates, placement = placement, choose_attention(placement, ())
-    judge = open_trial_judge(model, placement, batches, budget.second, workers)
+    memory_bytes = None if reobserver is None else reobserver.control.memory_bytes
+    judge = open_trial_judge(model, placement, batches, budget.second, workers, memory_bytes)
     if judge is None:
         return None
     half = Evidence(model, placement, batches, channels.even, reobserver and reobserver.for_trials())
