@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from trtq.progress import Silent, choose_watcher
+from trtq.progress import Log, Silent, choose_watcher
 
 
 def test_without_a_watcher_everything_is_logged(caplog: pytest.LogCaptureFixture) -> None:
