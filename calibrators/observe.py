@@ -11,7 +11,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from threading import Lock
 from typing import Any
 
@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from trtq.calibrators.accumulator import Accumulator
 from trtq.calibrators.batches import Batches, Feed
+from trtq.calibrators.channels import ChannelLayout, ChannelStats, ChannelTally
 from trtq.calibrators.guard import MagnitudeGuard, create_guard
 from trtq.calibrators.plan import PassPlan, plan_passes
 from trtq.calibrators.statistics import Statistics
@@ -48,6 +49,8 @@ class PassControl:
         save: Gets the statistics every `save_seconds`, to go on from.
         note: Gets what the user may want to know.
         watches_all: Whether the magnitudes of all tensors are wanted although none is observed.
+        channels: The observed tensors whose channels are measured too, and where these are; only where a part
+            of the data is every n-th feed, as their halves are of even and odd feeds.
     """
 
     device: str = "cpu"
@@ -58,6 +61,7 @@ class PassControl:
     save_seconds: float = 60.0
     note: Callable[[str], None] = Silent().note
     watches_all: bool = False
+    channels: Mapping[str, ChannelLayout] = field(default_factory=dict)
 
 
 def observe(
@@ -170,10 +174,12 @@ class PreparedPass:
             return seen.statistics(shard[0], is_whole=True)
         seen.raise_magnitudes(start.magnitudes)
         control = replace(self.control, shard=shard)
-        observer = _Observer(self.model, self.opener, start.guard.restart(), start.plan, seen, control)
+        tally = ChannelTally()
+        observer = _Observer(self.model, self.opener, start.guard.restart(), start.plan, seen, tally, control)
         for group in start.plan.groups or ((),):
             observer.observe(group, self.batches, progress)
-        return seen.statistics(shard[0], is_whole=True)
+        found = seen.statistics(shard[0], is_whole=True)
+        return replace(found, channels=tally.halves()) if control.channels else found
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,6 +189,7 @@ class _MicroBatch:
     feed: Feed
     start: int
     arrays: Mapping[str, NDArray[Any]]
+    num_samples: int
     is_last: bool
 
 
@@ -193,6 +200,7 @@ class _Observer:
     guard: MagnitudeGuard
     plan: PassPlan
     seen: Accumulator
+    tally: ChannelTally
     control: PassControl
 
     def observe(self, group: Sequence[str], batches: Batches, progress: Progress) -> None:
@@ -207,19 +215,19 @@ class _Observer:
             return self.opener.open(group, watched, engine, guard.doubtful)
 
         taps = _GuardedTaps(open_guarded, self.guard, may_widen=len(plan.groups) < 2)
-        start = self.seen.feeds[group[0]] if group else 0
+        start = position = self.seen.feeds[group[0]] if group else 0
         feeds = batches.shard(shard, num_shards, start)
 
-        def count(batch: _MicroBatch) -> _MicroBatch:
-            self._count(taps, batch)
-            return batch
+        def count(batch: _MicroBatch) -> tuple[_MicroBatch, Mapping[str, ChannelStats]]:
+            return batch, self._count(taps, batch)
 
         while True:
             deadline = time.monotonic() + control.save_seconds if control.save is not None else math.inf
             num_feeds = 0
-            for batch in Threads(plan.num_runs).map(count, self._split(feeds, deadline)):
+            for batch, channels in Threads(plan.num_runs).map(count, self._split(feeds, deadline)):
+                self.tally.add(shard - 1 + position * num_shards, channels)
                 if batch.is_last:
-                    num_feeds += 1
+                    num_feeds, position = num_feeds + 1, position + 1
                     if self.seen.finish(batch.feed, group):
                         progress(batch.feed.num_samples)
             if control.save is None or time.monotonic() < deadline or not num_feeds:
@@ -235,12 +243,16 @@ class _Observer:
             for start in range(0, num_samples, size):
                 is_last = start + size >= num_samples
                 arrays = inputs if start == 0 and is_last else _slice(inputs, start, start + size)
-                yield _MicroBatch(feed, start, arrays, is_last)
+                yield _MicroBatch(feed, start, arrays, min(size, num_samples - start), is_last)
             if time.monotonic() >= deadline:
                 return
 
-    def _count(self, guarded: _GuardedTaps, batch: _MicroBatch) -> None:
-        """Counts the values of every tensor, and looks at all where they may leave the range of FP16."""
+    def _count(self, guarded: _GuardedTaps, batch: _MicroBatch) -> Mapping[str, ChannelStats]:
+        """Counts the values of every tensor, and looks at all where they may leave the range of FP16.
+
+        Returns the statistics of the channels that are asked for.
+        """
+        channels: dict[str, ChannelStats] = {}
         inputs = measure_inputs(batch.arrays)
         found = dict(inputs)
         guard, taps = guarded.current
@@ -249,6 +261,8 @@ class _Observer:
             found[name] = self.seen.add(name, values)
             if math.isinf(found[name]):
                 raise _describe_nonfinite(name, values, taps, batch)
+            if values.size and (layout := self.control.channels.get(name)) is not None:
+                channels[name] = layout.measure(values, batch.num_samples)
 
         def watch(name: str, magnitude: float) -> None:
             found[name] = max(found.get(name, 0.0), magnitude)
@@ -260,6 +274,7 @@ class _Observer:
             seen = survey(self.model, (), batch.arrays, self.control.device)
             self.seen.raise_magnitudes(seen.magnitudes)
             guarded.widen(guard, batch.arrays, inputs, self.seen.magnitudes)
+        return channels
 
 
 class _GuardedTaps:

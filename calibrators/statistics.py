@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from trtq.calibrators.channels import ChannelHalves
 from trtq.calibrators.kernel import FIRST, MANTISSA_BITS, NUM_BINS, SHIFT, Table
 from trtq.calibrators.ranges import Shapes
 
@@ -166,6 +167,7 @@ class Statistics:
         source: What they are made of.
         shards: Which parts of the data were seen, from 1 on.
         feeds: How many feeds of the last shard each tensor has seen; empty when it has seen all of them.
+        channels: Of the tensors whose channels were measured on the way; None: none were. No file holds them.
     """
 
     histograms: Mapping[str, Histogram]
@@ -175,6 +177,7 @@ class Statistics:
     source: StatisticsSource = field(default_factory=StatisticsSource)
     shards: frozenset[int] = frozenset({1})
     feeds: Mapping[str, int] = field(default_factory=dict)
+    channels: ChannelHalves | None = field(default=None, compare=False)
 
     @property
     def shapes(self) -> Mapping[str, Shapes]:

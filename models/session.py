@@ -252,7 +252,16 @@ def _parse(content: bytes) -> ir.Model:
     return model
 
 
-def run(session: Session, outputs: Sequence[str], feed: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
+class RunningSession(Protocol):
+    """What can be run."""
+
+    def run(self, outputs: Sequence[str] | None, feed: Mapping[str, NDArray[Any]], /) -> list[NDArray[Any]]:
+        """Returns the named outputs, all if None, for one feed."""
+
+
+def run(
+    session: RunningSession, outputs: Sequence[str], feed: Mapping[str, NDArray[Any]]
+) -> list[NDArray[Any]]:
     """Returns the named outputs for one feed.
 
     Raises:

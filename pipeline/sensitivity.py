@@ -16,14 +16,14 @@ from trtq.files import write_atomically
 from trtq.models.spec import ModelSpec
 from trtq.pipeline.calibrate import load_to_quantize
 from trtq.pipeline.calibrate.data import (
-    observe_graph,
     open_calibration_data,
     options_from_spec,
     place_layers,
     refuse_scripts,
     warn_of_dead,
 )
-from trtq.pipeline.calibrate.improve import improve_ranges
+from trtq.pipeline.calibrate.improve import improve_ranges, list_channels
+from trtq.pipeline.calibrate.observation import observe_graph
 from trtq.pipeline.deliver.integrity import read_intact_manifest
 from trtq.pipeline.deliver.manifest import collect_versions, make_key
 from trtq.pipeline.deliver.names import RANGES
@@ -123,7 +123,8 @@ def sensitivity(
         if ranges is None:
             assert calibration is not None
             how = replace(options_from_spec(spec.calibration), workers=workers)
-            seen = observe_graph(graph, placement.activations, calibration, how, watcher)
+            channels = list_channels(graph, placement, calibration, spec)
+            seen = observe_graph(graph, placement.activations, calibration, how, watcher, channels)
             ranges = improve_ranges(graph, placement, seen, calibration, spec, watcher, workers).ranges
             warn_of_dead(ranges, watcher)
         scale_dtype = "float16" if choose_rest(target) is FP16 else "float32"

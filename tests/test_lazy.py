@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
+import json
+import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -67,3 +71,69 @@ def test_ctrl_c_while_a_compiled_module_is_loaded_stays_one(
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(KeyboardInterrupt):
         lazy.require("interrupted", None, "running the model")
+
+
+def _write_package(folder: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> str:
+    """Writes a package with a submodule, whose name no other test has, and returns it."""
+    name = f"deferred_{folder.name}"
+    (folder / name).mkdir()
+    (folder / name / "__init__.py").write_text(text)
+    (folder / name / "part.py").write_text("VALUE = 7")
+    monkeypatch.syspath_prepend(folder)
+    monkeypatch.setattr(sys, "meta_path", [*sys.meta_path])
+    lazy.defer(name)
+    return name
+
+
+def test_a_deferred_module_runs_once_something_of_it_is_wanted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran = tmp_path / "ran"
+    text = (
+        f"from pathlib import Path\nwith Path({str(ran)!r}).open('a') as log:\n    log.write('x')\nTEN = 10"
+    )
+    name = _write_package(tmp_path, monkeypatch, text)
+    module, again = importlib.import_module(name), importlib.import_module(name)
+    assert module is again
+    assert not ran.exists()
+    assert module.TEN == 10
+    assert ran.read_text() == "x"
+    assert type(module) is ModuleType
+    with pytest.raises(AttributeError, match="has no attribute 'ELEVEN'"):
+        _ = module.ELEVEN
+    assert ran.read_text() == "x"
+
+
+def test_a_submodule_has_its_deferred_package_run_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = _write_package(tmp_path, monkeypatch, "from . import part\nVALUE = part.VALUE + 1")
+    assert importlib.import_module(f"{name}.part").VALUE == 7
+    assert vars(sys.modules[name])["VALUE"] == 8
+
+
+def test_a_deferred_module_says_what_is_wrong_whenever_it_is_wanted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = _write_package(tmp_path, monkeypatch, "import sys\nsys.modules[__name__].EARLY")
+    module = importlib.import_module(name)
+    for _ in range(2):
+        with pytest.raises(AttributeError, match=f"module '{name}' has no attribute 'EARLY' yet"):
+            _ = module.VALUE
+
+
+def test_what_is_imported_or_absent_is_not_deferred(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "meta_path", [*sys.meta_path])
+    lazy.defer("json", "absent_library")
+    assert type(json) is ModuleType
+    with pytest.raises(ModuleNotFoundError, match="absent_library"):
+        importlib.import_module("absent_library")
+
+
+def test_a_command_imports_no_sympy() -> None:
+    program = (
+        "import sys; from trtq.cli import main; main(['calibrate', '--help'], standalone_mode=False); "
+        "print('onnx_ir' in sys.modules, 'sympy.core' in sys.modules)"
+    )
+    told = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert told.stdout.splitlines()[-1] == "True False"

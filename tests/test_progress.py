@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from trtq.progress import Silent, choose_watcher
+from trtq.progress import Log, Silent, choose_watcher
 
 
 def test_without_a_watcher_everything_is_logged(caplog: pytest.LogCaptureFixture) -> None:
@@ -34,3 +34,11 @@ def test_nothing_is_printed_where_logging_was_not_set_up() -> None:
     code = "from trtq.progress import choose_watcher; choose_watcher(None).warn('a warning')"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert (done.stdout, done.stderr) == ("", "")
+
+
+def test_a_stage_that_comes_again_takes_the_time_of_both() -> None:
+    log = Log(Silent())
+    log.seconds["build"] = 5.0
+    with log.timed("build"):
+        pass
+    assert log.seconds["build"] >= 5.0

@@ -15,6 +15,7 @@ from trtq.pipeline.engine.profiles import list_profiles
 from trtq.pipeline.judge.compare import Comparison, compare_models, read_coded_caches
 from trtq.pipeline.judge.evaluate import filter_by_profiles, find_labels
 from trtq.pipeline.judge.score import Labels
+from trtq.pipeline.judge.settled import FailureRule
 from trtq.progress import Log
 from trtq.records import REFERENCES
 
@@ -83,8 +84,19 @@ def compare_job(
         engines = () if engine is None else (engine,)
         held = job.name if job.target.kv_cache is not None and job.name in files else None
         coded = {"engine": read_coded_caches(files[held])} if held is not None else {}
+        is_last = plan is not None and data is job.evaluation and not job.is_random
+        judged = "engine" if engine is not None else job.name
+        failure = FailureRule(judged, job.spec.accuracy.min_cosine) if is_last else None
         comparison = compare_models(
-            files, pairs, data, labels, log.advance, engines, workers=job.workers, coded=coded
+            files,
+            pairs,
+            data,
+            labels,
+            log.advance,
+            engines,
+            workers=job.workers,
+            coded=coded,
+            failure=failure,
         )
     if left_out:
         log.warn(

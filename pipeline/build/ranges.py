@@ -8,8 +8,9 @@ from trtq.calibrators.memory import find_peak_bytes
 from trtq.calibrators.ranges import Ranges, read_ranges
 from trtq.calibrators.statistics import Statistics
 from trtq.pipeline.build.job import Job
-from trtq.pipeline.calibrate.data import need_no_ranges, observe_graph, options_from_spec, warn_of_dead
-from trtq.pipeline.calibrate.improve import improve_ranges, take_ranges
+from trtq.pipeline.calibrate.data import need_no_ranges, options_from_spec, warn_of_dead
+from trtq.pipeline.calibrate.improve import improve_ranges, list_channels, take_ranges
+from trtq.pipeline.calibrate.observation import observe_graph
 from trtq.pipeline.deliver.earlier import EarlierBuild
 from trtq.pipeline.deliver.html.page_data import PageData
 from trtq.pipeline.deliver.html.tensors import summarize_tensors
@@ -72,7 +73,10 @@ def observe_job(job: Job, log: Log) -> Statistics:
     with log.timed("calibrate"):
         how = options_from_spec(job.spec.calibration)
         how = replace(how, watches_all=job.strategy.rest is FP16, workers=job.workers)
-        return observe_graph(job.graph, tuple(job.tensors), job.calibration, how, log)
+        channels = (
+            {} if job.is_implicit else list_channels(job.graph, job.placement, job.calibration, job.spec)
+        )
+        return observe_graph(job.graph, tuple(job.tensors), job.calibration, how, log, channels)
 
 
 def search_ranges(job: Job, statistics: Statistics, log: Log) -> JobRanges:

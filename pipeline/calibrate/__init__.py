@@ -19,13 +19,13 @@ from trtq.pipeline.calibrate.data import (
     ObserveOptions,
     describe_given,
     find_spec,
-    observe_graph,
     open_calibration_data,
     place_layers,
     take_settings,
     warn_of_dead,
 )
-from trtq.pipeline.calibrate.improve import RangeSearch, improve_ranges
+from trtq.pipeline.calibrate.improve import RangeSearch, improve_ranges, list_channels
+from trtq.pipeline.calibrate.observation import observe_graph
 from trtq.pipeline.engine.target import Target
 from trtq.pipeline.formats.codes import CodeFormat
 from trtq.pipeline.graph.kv_cache import place_caches
@@ -63,7 +63,9 @@ class CalibrationSetup:
             MissingDependency: The device is not there.
             ArtifactError: The checkpoint cannot be read or written, or is of something else.
         """
-        return observe_graph(self.graph, self.placement.activations, self.batches, how, watcher)
+        channels = list_channels(self.graph, self.placement, self.batches, self.spec)
+        tensors = self.placement.activations
+        return observe_graph(self.graph, tensors, self.batches, how, watcher, channels)
 
     def improve(
         self, statistics: Statistics, watcher: Watcher, workers: Workers | None = None

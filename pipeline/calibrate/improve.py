@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from trtq.calibrators import METHODS, Method, create_method
 from trtq.calibrators.batches import Batches
+from trtq.calibrators.channels import ChannelLayout
 from trtq.calibrators.entropy import Auto, EntropyWithRows
 from trtq.calibrators.estimate import describe, estimate
 from trtq.calibrators.levels import Levels, are_even
@@ -22,6 +23,7 @@ from trtq.pipeline.judge.macs import count_macs
 from trtq.pipeline.judge.parts import list_judged_outputs
 from trtq.pipeline.judge.rows import SUFFIX, add_row_variants, measure_row_amaxes
 from trtq.pipeline.rewrite.channels.reobserve import Reobserver
+from trtq.pipeline.rewrite.channels.statistics import find_channel_layouts, observe_channels
 from trtq.progress import Watcher
 from trtq.records import NO_REPAIR_TRIED
 from trtq.workers import Workers
@@ -45,6 +47,8 @@ _ONE_BATCH = (
     "give more data, or a smaller --calib-batch-size"
 )
 _NO_FLOATS = "no output is computed from float values"
+_ENOUGH_TO_OBSERVE = 64
+"""Samples of which a quarter tells the ranges of rescaled tensors as well as half does, in trials."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,8 +86,7 @@ def improve_ranges(
     """
     by_trial = isinstance(create_method(spec.calibration), Auto)
     first, allowed = choose_first(spec, placement.formats), _choose_repairs(spec, placement.formats)
-    is_quick = spec.quantization.effort == "quick"
-    if is_quick or batches.is_random or not placement.layers or not (by_trial or allowed):
+    if not _may_try(placement, batches, spec) or not (by_trial or allowed):
         return take_ranges(graph, placement.formats, statistics, batches, spec, watcher)
     # Late: where nothing is tried, it is not needed.
     from trtq.pipeline.judge.proposals import FEWEST_SAMPLES, RESCALING
@@ -108,10 +111,20 @@ def improve_ranges(
         candidates = add_row_variants(candidates, amaxes, only=not by_trial)
     watcher.stage("Trying repairs" if allowed else "Trying methods")
     budget = _plan_budget(graph, batches, statistics.num_samples, spec.quantization.effort)
+    control = PassControl(spec.calibration.device, spec.calibration.memory_bytes)
     reobserver = Reobserver(
-        [*methods.values()], PassControl(spec.calibration.device, spec.calibration.memory_bytes), workers
+        [*methods.values()],
+        control,
+        workers,
+        trial_step=_choose_step(statistics.num_samples, spec.quantization.effort),
     )
-    found = find_repairs(graph.model, placement, candidates, batches, allowed, budget, reobserver, workers)
+    channels = statistics.channels
+    if channels is None:
+        layouts, observed = list_channels(graph, placement, batches, spec), [*statistics.histograms]
+        channels = observe_channels(graph.model, observed, layouts, batches, control, workers)
+    found = find_repairs(
+        graph.model, placement, candidates, batches, allowed, budget, reobserver, workers, channels
+    )
     if found is None:
         watcher.note(f"{NO_REPAIR_TRIED}: {_ONE_BATCH if list_judged_outputs(graph.model) else _NO_FLOATS}")
         return RangeSearch(candidates[0], first)
@@ -122,6 +135,23 @@ def improve_ranges(
             f"were {repairs.num_samples}; give {2 * FEWEST_SAMPLES} calibration samples or more"
         )
     return RangeSearch(ranges, methods[ranges.method.removesuffix(SUFFIX)], repairs)
+
+
+def list_channels(
+    graph: Graph, placement: Placement, batches: Batches, spec: ModelSpec
+) -> dict[str, ChannelLayout]:
+    """Returns the tensors whose channels `improve_ranges` looks at, and where these are."""
+    if not _may_try(placement, batches, spec):
+        return {}
+    from trtq.pipeline.judge.proposals import CHANNEL_REPAIRS  # late, as above
+
+    allowed = _choose_repairs(spec, placement.formats)
+    return find_channel_layouts(graph.model, placement) if {*allowed} & CHANNEL_REPAIRS else {}
+
+
+def _may_try(placement: Placement, batches: Batches, spec: ModelSpec) -> bool:
+    """Whether anything may be tried by running models."""
+    return spec.quantization.effort != "quick" and not batches.is_random and bool(placement.layers)
 
 
 def take_ranges(
@@ -178,6 +208,11 @@ def _row_amaxes(
 def _drop_repeats(candidates: Sequence[Ranges]) -> list[Ranges]:
     tensors = [item.tensors for item in candidates]
     return [item for index, item in enumerate(candidates) if item.tensors not in tensors[:index]]
+
+
+def _choose_step(num_samples: int, effort: Effort) -> int:
+    """Returns of which feeds rescaled tensors that are only tried get their ranges: every so many-th."""
+    return 4 if effort != "thorough" and num_samples >= _ENOUGH_TO_OBSERVE else 2
 
 
 def _plan_budget(graph: Graph, batches: Batches, num_samples: int, effort: Effort) -> SampleBudget:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Generator, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -14,6 +14,7 @@ from typing import Any
 from trtq.calibrators.batches import Batches, Feed
 from trtq.calibrators.cursor import FeedCursor
 from trtq.calibrators.observe import Progress
+from trtq.models.frugal import FrugalSession
 from trtq.models.runner import (
     MovableSession,
     PlainSession,
@@ -21,13 +22,13 @@ from trtq.models.runner import (
     create_converting_runner,
     create_runner,
 )
-from trtq.models.session import Session
 from trtq.pipeline.graph.carried import ModelFile
 from trtq.pipeline.graph.kv_cache import CodedCache, find_coded_caches
 from trtq.pipeline.graph.load import read_runnable
 from trtq.pipeline.judge.recall import RecallingSession
 from trtq.pipeline.judge.runs import Results, drop, open_compared, read_typed, run_feeds
 from trtq.pipeline.judge.score import Labels, Scores
+from trtq.pipeline.judge.settled import FailureRule
 from trtq.pipeline.judge.steady import Mask, OutputSpread, find_steady, measure_spreads
 from trtq.pipeline.judge.tally import (
     Marks,
@@ -60,6 +61,7 @@ class Comparison:
         doubts: Why what was measured proves nothing, if so.
         scored: The outputs that the metric looks at.
         uneven: The outputs that were not compared, since their sizes differ.
+        is_settled: Whether the rest of the data was left out, since the candidate fails whatever it says.
     """
 
     outputs: tuple[OutputComparison, ...] = ()
@@ -72,6 +74,7 @@ class Comparison:
     doubts: tuple[str, ...] = ()
     scored: tuple[str, ...] = ()
     uneven: tuple[UnevenOutput, ...] = ()
+    is_settled: bool = False
 
     @property
     def pairs(self) -> list[tuple[str, str]]:
@@ -91,6 +94,7 @@ def compare_models(
     views: OutputViews | None = None,
     workers: Workers | None = None,
     coded: Mapping[str, Sequence[CodedCache]] = MappingProxyType({}),
+    failure: FailureRule | None = None,
 ) -> Comparison:
     """Returns how far the models are apart, run by Polygraphy's Comparator on ONNX Runtime.
 
@@ -110,6 +114,7 @@ def compare_models(
             What the feeds say is added up here, in their order, so that the numbers are the same. A metric of
             the user's own is called here, with all outputs.
         coded: The caches that engines hold in codes, by their names; those of the models are in the files.
+        failure: Tells when the rest of the data need not be read; None: it is read.
 
     Raises:
         ModelError: ONNX Runtime cannot run one of them, or their outputs differ in name or shape.
@@ -138,13 +143,17 @@ def compare_models(
     names = (*models, *(runner.name for runner in engines))
     tally = Tally(None if labels is None else Scores(labels, names))
     seen = _run_here(work, batches) if own_workers is None else _share(work, batches, own_workers)
-    num_samples, samples, pasts = 0, list[str](), set[str]()
-    for item in seen:
-        tally.add(item.marks)
-        pasts.update(item.pasts)
-        num_samples += item.num_samples
-        samples += item.names or [""] * item.num_samples
-        progress(item.num_samples)
+    num_samples, samples, pasts, is_settled = 0, list[str](), set[str](), False
+    with closing(seen):
+        for item in seen:
+            tally.add(item.marks)
+            pasts.update(item.pasts)
+            num_samples += item.num_samples
+            samples += item.names or [""] * item.num_samples
+            progress(item.num_samples)
+            if failure is not None and failure.has_failed(tally, batches, work.views.open_sizes):
+                is_settled = True
+                break
     scores = tally.scores
     return Comparison(
         tally.compare_outputs(samples),
@@ -157,6 +166,7 @@ def compare_models(
         (*(scores.doubts() if scores is not None else ()), *work.doubt_caches(pasts)),
         scores.outputs if scores is not None else (),
         tally.list_uneven(),
+        is_settled,
     )
 
 
@@ -194,16 +204,16 @@ def _open_file(path: Path, *, looks: bool, runs: bool) -> _OpenedFile:
     model, _ = typed
     session = MovableSession(partial(_open_session, ModelFile(path)))
     if runs:
-        session.session = open_compared(path, typed)
+        session.session = FrugalSession(open_compared(path, typed))
     views = OutputViews()
     if looks:
         views = create_views(without_bf16(model) if has_bf16(model) else model)
     return _OpenedFile(session, find_coded_caches(model), views)
 
 
-def _open_session(file: ModelFile) -> Session:
+def _open_session(file: ModelFile) -> PlainSession:
     with file.open() as path:
-        return open_compared(path)
+        return FrugalSession(open_compared(path))
 
 
 def _find_truth(pairs: Pairs) -> str:
@@ -293,7 +303,7 @@ class _SeenFeed:
     pasts: Collection[str]
 
 
-def _run_here(work: _Work, batches: Batches) -> Iterator[_SeenFeed]:
+def _run_here(work: _Work, batches: Batches) -> Generator[_SeenFeed, None, None]:
     """Yields what each feed says, in one process, which runs the truth once if its outputs are small."""
     sessions: dict[str, PlainSession] = {name: item.take() for name, item in work.sessions.items()}
     is_stable = batches.content is not None  # a script may yield other data the second time
@@ -317,7 +327,7 @@ def _run_here(work: _Work, batches: Batches) -> Iterator[_SeenFeed]:
 _SharedWork = Shared[tuple[_Work, FeedCursor]]
 
 
-def _share(work: _Work, batches: Batches, workers: Workers) -> Iterator[_SeenFeed]:
+def _share(work: _Work, batches: Batches, workers: Workers) -> Generator[_SeenFeed, None, None]:
     """Yields what each feed says, in their order, whichever of the workers has run it."""
     shared = workers.share((work, FeedCursor(batches)))
     rules = _learn(shared, workers, work.truth) if work.pairs else Rules()

@@ -151,6 +151,9 @@ def judge(
         reasons += _drop_reasons(comparison, candidate, truth, gate)
     if reasons and candidate != "fp16" and bad_fp16 and _is_as_bad(bad_fp16[0], ours):
         reasons.append((_blame_repairs if is_inexact else _blame_fp16)(bad_fp16[0]))
+    if reasons and comparison.is_settled:
+        number = format_count(comparison.num_samples, "sample")
+        reasons.append(f"only the first {number} of {comparison.data} were read: no others can change this")
     return _decide(comparison, ours, reasons)
 
 

@@ -17,7 +17,7 @@ from trtq.records import OutputComparison, WorstSample
 from trtq.sums import sum_products
 
 _NUM_WORST = 5
-_LOW_SHARE = 0.05
+LOW_SHARE = 0.05
 """The low cosine is the one that this share of the samples lies below."""
 _SILENT_NOISE = 0.02
 """What a sample without signal may have in noise, of the power of the middle sample: that of cosine 0.99."""
@@ -200,6 +200,10 @@ class OutputMetrics:
         else:
             self.silent.append(sums.candidate_squares)
 
+    def count_below(self, cosine: float) -> int:
+        """Returns how many samples have a lower cosine; not those where nothing should be."""
+        return int((np.array(self.cosines) < cosine).sum())
+
     def result(
         self,
         candidate: str,
@@ -245,7 +249,7 @@ class OutputMetrics:
             self.nonfinite,
             worst,
             median_cosine=ordered[len(ordered) // 2] if ordered else 1.0,
-            low_cosine=ordered[int(_LOW_SHARE * len(ordered))] if ordered else 1.0,
+            low_cosine=ordered[int(LOW_SHARE * len(ordered))] if ordered else 1.0,
             apart=self.apart.count,
             apart_cosine=apart,
             varies=change.varies,

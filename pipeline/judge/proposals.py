@@ -10,18 +10,20 @@ from functools import partial
 import onnx_ir as ir
 
 from trtq.calibrators.batches import Batches
+from trtq.calibrators.channels import ChannelStats
 from trtq.calibrators.ranges import Channels, Ranges
 from trtq.pipeline.graph.placement import Placement
 from trtq.pipeline.judge.adaround import find_roundings
 from trtq.pipeline.judge.trials import LEAST_GAIN_DB
 from trtq.pipeline.rewrite.channels.reobserve import Reobserver
 from trtq.pipeline.rewrite.channels.scales import HEADROOM, Strength, plan_scales
-from trtq.pipeline.rewrite.channels.statistics import ChannelStats
 from trtq.pipeline.rewrite.rotation.rotate import rotate
 
 FEWEST_SAMPLES = 16
 """Held back. With fewer, the extremes of single channels are not known well enough: nothing is rescaled."""
 RESCALING = ("equalize", "smooth", "shift")
+CHANNEL_REPAIRS = frozenset({*RESCALING, "bias"})
+"""Those that look at channels."""
 METHOD = "method"
 _NO_HEADROOM = "no headroom"
 _HEADROOM_WORTH_DB = 0.5

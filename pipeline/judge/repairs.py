@@ -8,13 +8,13 @@ from dataclasses import dataclass, field, replace
 import onnx_ir as ir
 
 from trtq.calibrators.batches import Batches
+from trtq.calibrators.channels import NO_CHANNELS, ChannelHalves
 from trtq.calibrators.ranges import Ranges
 from trtq.pipeline.graph.attention import MOST_COST_DB, choose_attention, list_tried
 from trtq.pipeline.graph.placement import Placement
-from trtq.pipeline.judge.proposals import METHOD, RESCALING, Evidence, Repair, list_repairs
+from trtq.pipeline.judge.proposals import METHOD, Evidence, Repair, list_repairs
 from trtq.pipeline.judge.trials import Candidate, TrialJudge, open_trial_judge
 from trtq.pipeline.rewrite.channels.reobserve import Reobserver
-from trtq.pipeline.rewrite.channels.statistics import observe_channels
 from trtq.records import Repairs, Trial
 from trtq.workers import Workers
 
@@ -52,6 +52,7 @@ def find_repairs(
     budget: SampleBudget | None = None,
     reobserver: Reobserver | None = None,
     workers: Workers | None = None,
+    channels: ChannelHalves = NO_CHANNELS,
 ) -> tuple[Ranges, Repairs] | None:
     """Returns the best of the ranges with the repairs that gain; None if no data can be held back.
 
@@ -70,6 +71,7 @@ def find_repairs(
         budget: On how many samples candidates are scored.
         reobserver: Observes rescaled tensors; None: their ranges hold every value seen.
         workers: Who run the candidates; None: threads of this process.
+        channels: What the channels of the data are like; nothing is made of others.
 
     Raises:
         DataError: The data does not fit.
@@ -77,14 +79,12 @@ def find_repairs(
     """
     budget = budget or SampleBudget()
     candidates, placement = placement, choose_attention(placement, ())
-    judge = open_trial_judge(model, placement, batches, budget.second, workers)
+    memory_bytes = None if reobserver is None else reobserver.control.memory_bytes
+    judge = open_trial_judge(model, placement, batches, budget.second, workers, memory_bytes)
     if judge is None:
         return None
-    needs_channels = {*allowed} & {*RESCALING, "bias"}
-    even, odd = observe_channels(model, placement, batches, workers) if needs_channels else ({}, {})
-    both = {name: seen.merged(odd[name]) for name, seen in even.items() if name in odd}
-    half = Evidence(model, placement, batches, even, reobserver and reobserver.on_even_feeds())
-    whole = Evidence(model, placement, batches, both, reobserver)
+    half = Evidence(model, placement, batches, channels.even, reobserver and reobserver.for_trials())
+    whole = Evidence(model, placement, batches, channels.whole, reobserver)
     start = Candidate(ranges[0])
     judge.advance([start], len(judge.feeds))
     search = _Search(judge, budget, half, whole, start, ranges[0])

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from numpy.typing import NDArray
@@ -25,6 +26,7 @@ from trtq.pipeline.judge.score import Labels, ScoreMarks, Scores, measure_scores
 from trtq.pipeline.judge.steady import Mask
 from trtq.pipeline.judge.views import Key, OutputViews
 from trtq.records import LogitsComparison, OutputComparison
+from trtq.workers import Threads
 
 _SCORES = ("logit", "score", "prob", "softmax", "class")
 """In the names of outputs that hold scores of classes."""
@@ -107,7 +109,7 @@ def _holds_scores(output: str, outputs: Mapping[str, NDArray[Any]], labels: Labe
 def measure_feed(
     pairs: Pairs, views: OutputViews, labels: Labels | None, rules: Rules, feed: Feed, results: Results
 ) -> Iterator[tuple[Place, Marks]]:
-    """Yields what one feed says; a `Tally` adds it up.
+    """Yields what one feed says, which several threads find out; a `Tally` adds it up.
 
     Raises:
         ModelError: The outputs of two models differ in name or shape.
@@ -115,24 +117,39 @@ def measure_feed(
     """
     inputs = drop(feed.arrays, [labels.array] if labels is not None else [])
     seen = {name: views.see(outputs, inputs, feed.num_samples) for name, outputs in results.items()}
+    work = _list_measurements(pairs, seen, views, rules, feed, inputs)
+    yield from Threads().map(lambda item: (item[0], item[1]()), work)
+    if labels is not None:
+        yield _EVERY, measure_scores(labels, results, feed)
+
+
+def _list_measurements(
+    pairs: Pairs,
+    seen: _Seen,
+    views: OutputViews,
+    rules: Rules,
+    feed: Feed,
+    inputs: Mapping[str, NDArray[Any]],
+) -> Iterator[tuple[Place, Callable[[], Marks]]]:
+    """Yields what there is to measure of one feed, and how; NumPy holds no other threads up meanwhile."""
+    number = feed.num_samples
     for model in dict.fromkeys(name for pair in pairs for name in pair):
         for key, values in seen[model].items():
-            yield ("", model, key), measure_change(values, feed.num_samples, rules.steady.get(key))
+            yield ("", model, key), partial(measure_change, values, number, rules.steady.get(key))
     for candidate, reference in pairs:
         for key in seen[reference]:
             output, part = key
             place = (candidate, reference, key)
             if output in views.open_sizes and _is_uneven(seen, candidate, reference, key):
-                yield place, Uneven(feed.num_samples)
+                yield place, partial(Uneven, number)
                 continue
             ours, theirs = _select_output(seen, candidate, reference, key)
             is_scores = not part and rules.holds_scores[output]
             steady = rules.steady.get(key)
-            yield place, measure_batch(ours, theirs, feed.num_samples, steady=steady, is_scores=is_scores)
+            yield place, partial(measure_batch, ours, theirs, number, steady=steady, is_scores=is_scores)
             if not part and (name := rules.tokens[output]) is not None:
-                yield place, measure_logits(ours, theirs, inputs[name], find_mask(inputs[name], inputs))
-    if labels is not None:
-        yield _EVERY, measure_scores(labels, results, feed)
+                mask = find_mask(inputs[name], inputs)
+                yield place, partial(measure_logits, ours, theirs, inputs[name], mask)
 
 
 def _is_uneven(seen: _Seen, candidate: str, reference: str, key: Key) -> bool:

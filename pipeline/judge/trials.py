@@ -14,10 +14,12 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from trtq.calibrators.batches import Batches, Feed
+from trtq.calibrators.memory import find_free_bytes
 from trtq.calibrators.ranges import Ranges
 from trtq.calibrators.survey import map_values_made
+from trtq.models.frugal import FrugalSession
 from trtq.models.packed import PackedModel, pack
-from trtq.models.session import Session, SessionOptions, open_session, run
+from trtq.models.session import SessionOptions, count_weight_bytes, open_session, run
 from trtq.pipeline.formats import INT8
 from trtq.pipeline.graph.fp4 import without_fp4
 from trtq.pipeline.graph.placement import Placement
@@ -32,7 +34,9 @@ _EXACT_DB = 80.0
 LEAST_GAIN_DB = 0.2
 """What a candidate must gain at least to be applied."""
 _MOST_AT_A_TIME = 4
-_MOST_OPEN = 3
+_MOST_KEPT = 3
+_SHARE_OF_WEIGHTS = 2
+"""What an open session takes of the float weights: codes, and what ONNX Runtime makes of them."""
 _FLOAT32_BYTES = 4
 
 
@@ -94,7 +98,7 @@ class Candidate:
 
     ranges: Ranges
     marks: list[FeedMarks] = field(default_factory=list)
-    session: Session | None = None
+    session: FrugalSession | None = None
 
     def scores(self, num_feeds: int | None = None) -> SampleScores:
         """Returns the scores on the first of the feeds, or on all so far."""
@@ -120,6 +124,7 @@ class TrialJudge:
         reference: The float model's outputs for every feed.
         workers: Who run the candidates; None: threads of this process.
         shared: This judge where the workers can take it.
+        most_open: How many sessions may be open at a time; they hold their weights.
     """
 
     model: ir.Model
@@ -129,6 +134,7 @@ class TrialJudge:
     reference: tuple[tuple[NDArray[Any], ...], ...]
     workers: Workers | None = None
     shared: Shared[TrialJudge] | None = None
+    most_open: int = _MOST_AT_A_TIME + _MOST_KEPT
 
     def __reduce__(self) -> tuple[Callable[..., TrialJudge], tuple[Any, ...]]:
         """Pickles what a worker needs to run candidates."""
@@ -159,10 +165,11 @@ class TrialJudge:
                 item.marks.extend(marks)
             return
         kept: list[Candidate] = []
-        for start in range(0, len(waiting), _MOST_AT_A_TIME):
-            self._advance(waiting[start : start + _MOST_AT_A_TIME], num_feeds)
-            kept = sorted([*kept, *waiting[start:][:_MOST_AT_A_TIME]], key=lambda item: -item.scores().db)
-            for item in kept[_MOST_OPEN:]:
+        step = max(1, min(_MOST_AT_A_TIME, self.most_open - 1))
+        for start in range(0, len(waiting), step):
+            self._advance(waiting[start : start + step], num_feeds)
+            kept = sorted([*kept, *waiting[start:][:step]], key=lambda item: -item.scores().db)
+            for item in kept[max(0, min(_MOST_KEPT, self.most_open - step)) :]:
                 item.close()
 
     def _advance(self, candidates: Sequence[Candidate], num_feeds: int) -> None:
@@ -180,12 +187,12 @@ class TrialJudge:
             item.session = session
             item.marks.extend(islice(marks, num_feeds - len(item.marks)))
 
-    def mark(self, session: Session, index: int) -> FeedMarks:
+    def mark(self, session: FrugalSession, index: int) -> FeedMarks:
         """Returns what one of the feeds says of the model of a session."""
         feed, wanted = self.feeds[index], self.reference[index]
         return _mark(_run(session, self.outputs, feed), wanted, feed.num_samples)
 
-    def open(self, ranges: Ranges, engine: SessionOptions) -> Session:
+    def open(self, ranges: Ranges, engine: SessionOptions) -> FrugalSession:
         """Returns a session of the model that these ranges make."""
         made = quantize(self.model, self.placement, ranges)
         return _open_session(made, self.outputs, engine, optimize=self.is_fast)
@@ -208,11 +215,13 @@ def open_trial_judge(
     batches: Batches,
     num_samples: int,
     workers: Workers | None = None,
+    memory_bytes: int | None = None,
 ) -> TrialJudge | None:
     """Returns a judge that holds back some of the odd feeds; None if there is no data or output to judge by.
 
     At most `num_samples` are held back, rounded to whole feeds. The float graph is not changed. Without
-    workers, candidates run in threads of this process.
+    workers, candidates run in threads of this process, in sessions whose weights take no more memory than
+    they may, but for one; None: half of what is free. The scores are the same.
 
     Raises:
         DataError: The data does not fit.
@@ -225,7 +234,9 @@ def open_trial_judge(
     is_float32 = computes_in_float32(model)
     session = _open_session(model.clone(), outputs, SessionOptions(), optimize=is_float32)
     reference = tuple(tuple(_run(session, outputs, feed)) for feed in feeds)
-    judge = TrialJudge(model, placement, outputs, feeds, reference)
+    room = memory_bytes if memory_bytes is not None else find_free_bytes() // 2
+    most_open = room // max(1, _SHARE_OF_WEIGHTS * count_weight_bytes(model))
+    judge = TrialJudge(model, placement, outputs, feeds, reference, most_open=most_open)
     return judge if workers is None else replace(judge, workers=workers, shared=workers.share(judge))
 
 
@@ -245,15 +256,15 @@ def _hold_back(batches: Batches, num_samples: int) -> tuple[Feed, ...]:
 
 def _open_session(
     model: ir.Model, outputs: Sequence[str], engine: SessionOptions, *, optimize: bool
-) -> Session:
+) -> FrugalSession:
     """Returns a session that gives these tensors; the model gets them as its outputs."""
     values = map_values_made(model)
     model.graph.outputs.clear()
     model.graph.outputs.extend(values[name] for name in outputs)
-    return open_session(without_fp4(model), optimize=optimize, engine=engine)
+    return FrugalSession(open_session(without_fp4(model), optimize=optimize, engine=engine))
 
 
-def _run(session: Session, outputs: Sequence[str], feed: Feed) -> Iterator[NDArray[Any]]:
+def _run(session: FrugalSession, outputs: Sequence[str], feed: Feed) -> Iterator[NDArray[Any]]:
     inputs = {item.name for item in session.get_inputs()}
     found = run(session, outputs, {name: array for name, array in feed.arrays.items() if name in inputs})
     return (np.asarray(array) for array in found)

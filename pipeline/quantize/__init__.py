@@ -17,13 +17,13 @@ from trtq.pipeline.calibrate import load_to_quantize
 from trtq.pipeline.calibrate.data import (
     find_shapes,
     need_no_ranges,
-    observe_graph,
     open_calibration_data,
     options_from_spec,
     place_layers,
     warn_of_dead,
 )
 from trtq.pipeline.calibrate.improve import take_ranges
+from trtq.pipeline.calibrate.observation import observe_graph
 from trtq.pipeline.engine.strategy import choose_rest
 from trtq.pipeline.engine.target import Target
 from trtq.pipeline.formats import INT8

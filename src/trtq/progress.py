@@ -166,9 +166,9 @@ class Log:
 
     @contextmanager
     def timed(self, name: str) -> Iterator[None]:
-        """Measures the block as a stage of this name."""
+        """Measures the block as a stage of this name, or as more of it where it comes again."""
         start = time.perf_counter()
         try:
             yield
         finally:
-            self.seconds[name] = time.perf_counter() - start
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start

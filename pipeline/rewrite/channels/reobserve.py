@@ -31,12 +31,14 @@ class Reobserver:
         control: How the pass is made.
         workers: Who make it; None: this process.
         step: They are observed in every so many-th feed, from the first on.
+        trial_step: The same for what is only tried; it is even, as trials are judged on odd feeds.
     """
 
     methods: Sequence[Method]
     control: PassControl
     workers: Workers | None = None
     step: int = 1
+    trial_step: int = 2
 
     def observe_again(
         self, model: ir.Model, placement: Placement, ranges: Ranges, batches: Batches
@@ -66,13 +68,9 @@ class Reobserver:
             for method in self.methods
         ]
 
-    def on_even_feeds(self) -> Reobserver:
-        """Returns the same over the first, third, fifth ... feed."""
-        return replace(self, step=2)
-
-    def by(self, index: int) -> Reobserver:
-        """Returns the same with one of the methods alone."""
-        return replace(self, methods=self.methods[index : index + 1])
+    def for_trials(self) -> Reobserver:
+        """Returns the same over no feed that trials are judged on."""
+        return replace(self, step=self.trial_step)
 
     def describe(self) -> list[str]:
         """Returns the names of the methods, for people."""

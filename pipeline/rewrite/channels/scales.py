@@ -9,11 +9,12 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from trtq.calibrators.channels import ChannelStats
 from trtq.calibrators.ranges import QMAX, Channels
 from trtq.pipeline.graph.placement import Placement
 from trtq.pipeline.rewrite.channels.operands import find_input, is_depthwise, is_padded
 from trtq.pipeline.rewrite.channels.producers import find_ends, find_producer, is_constant_clip
-from trtq.pipeline.rewrite.channels.statistics import ChannelStats, find_channel_readers
+from trtq.pipeline.rewrite.channels.statistics import find_channel_readers
 
 HEADROOM = 0.125
 """The share of its range that is left free in each channel for data that is not seen."""

@@ -1,58 +1,21 @@
-"""What the channels of the quantized activations are like: one pass that takes three numbers of each."""
+"""What the channels of the quantized activations are like, and which of them may be treated apart."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from functools import partial
 
-import numpy as np
 import onnx_ir as ir
-from numpy.typing import NDArray
 
-from trtq.calibrators.batches import Batches, Feed
+from trtq.calibrators.batches import Batches
+from trtq.calibrators.channels import NO_CHANNELS, NUM_PARTS, ChannelHalves, ChannelLayout, ChannelTally, Seen
+from trtq.calibrators.observe import PassControl, PreparedPass, observe, prepare_pass
 from trtq.models.packed import PackedModel, pack
-from trtq.models.session import Session, open_session, run
-from trtq.pipeline.graph.edit import GraphEditor, map_values
 from trtq.pipeline.graph.fp4 import without_fp4
-from trtq.pipeline.graph.operands import read_constant
-from trtq.pipeline.graph.opset import read_opset
 from trtq.pipeline.graph.placement import Placement, QuantizedNode
 from trtq.pipeline.rewrite.channels.operands import has_input_channels, num_input_channels
 from trtq.workers import Shared, Workers, make_once
-
-_FLOAT32 = ir.DataType.FLOAT
-_REDUCTIONS = ("ReduceMin", "ReduceMax", "ReduceMean")
-_AXES_AS_INPUT = 18
-_NUM_PARTS = 8
-"""Even, so that a part holds even feeds alone, or odd ones."""
-
-
-@dataclass(frozen=True, slots=True)
-class ChannelStats:
-    """The extremes and the mean of each channel of one tensor.
-
-    Attributes:
-        minimum: float64, shape (channels,).
-        maximum: float64, shape (channels,).
-        mean: float64, shape (channels,); of the means of the feeds, by how many samples each has.
-        num_samples: How many samples they are of.
-    """
-
-    minimum: NDArray[np.float64]
-    maximum: NDArray[np.float64]
-    mean: NDArray[np.float64]
-    num_samples: int = 1
-
-    def merged(self, other: ChannelStats) -> ChannelStats:
-        """Returns the statistics of both."""
-        total = self.num_samples + other.num_samples
-        return ChannelStats(
-            np.minimum(self.minimum, other.minimum),
-            np.maximum(self.maximum, other.maximum),
-            (self.mean * self.num_samples + other.mean * other.num_samples) / total,
-            total,
-        )
 
 
 def find_channel_readers(
@@ -86,114 +49,66 @@ def _is_own(weight: ir.Value | None, tensor: str) -> bool:
     return all(user.inputs[0] is not None and user.inputs[0].name == tensor for user, _ in weight.uses())
 
 
-def observe_channels(
-    model: ir.Model, placement: Placement, batches: Batches, workers: Workers | None = None
-) -> tuple[Mapping[str, ChannelStats], Mapping[str, ChannelStats]]:
-    """Returns the statistics of the channels over the even and over the odd feeds, by tensor.
+def find_channel_layouts(model: ir.Model, placement: Placement) -> dict[str, ChannelLayout]:
+    """Returns where the channels are of each activation whose channels may be treated apart."""
+    readers = find_channel_readers(model, placement)
+    first = {name: found[0][1] for name, found in readers.items()}
+    return {
+        name: ChannelLayout(num_input_channels(node), node.op_type == "Conv") for name, node in first.items()
+    }
 
-    The reductions run inside the session: no tensor leaves it. The sums are made in the same order, whoever
-    makes them: those of every eighth feed first, then those of the parts.
+
+def observe_channels(
+    model: ir.Model,
+    tensors: Sequence[str],
+    layouts: Mapping[str, ChannelLayout],
+    batches: Batches,
+    control: PassControl,
+    workers: Workers | None = None,
+) -> ChannelHalves:
+    """Returns the statistics of the channels over the even and over the odd feeds, by another pass.
+
+    They are those, to the last bit, that a pass over the same tensors finds on its way. The sums are made in
+    the same order, whoever makes them: those of every eighth feed first, then those of the parts.
 
     Args:
         model: The float graph; it is not changed.
-        placement: Which inputs are quantized.
+        tensors: What is observed: other kernels may run, and round otherwise, where other tensors are.
+        layouts: Those of them whose channels are wanted, and where these are.
         batches: The data.
-        workers: Who share it; None: this process does all in one pass.
+        control: How the pass is made.
+        workers: Who share it; None: this process does all of it.
 
     Raises:
         DataError: The data does not fit.
         ModelError: ONNX Runtime cannot run the model.
     """
-    readers = find_channel_readers(model, placement)
-    tapped, outputs = _tapped(model, {name: found[0][1] for name, found in readers.items()})
-    tapped = without_fp4(tapped)
+    control = replace(control, channels=layouts)
+    if not layouts:
+        return NO_CHANNELS
     if workers is None:
-        work = _ChannelPass(open_session(tapped, optimize=True), outputs)
-        parts: list[dict[str, ChannelStats]] = [{} for _ in range(_NUM_PARTS)]
-        for index, feed in enumerate(batches):
-            work.add(parts[index % _NUM_PARTS], feed)
-    else:
-        shared = workers.share((pack(tapped), outputs, batches))
-        parts = list(workers.map(partial(_observe_part, shared), range(_NUM_PARTS)))
-    return _merge(parts[0::2]), _merge(parts[1::2])
+        seen = observe(without_fp4(model), tensors, batches, control=control).channels
+        assert seen is not None
+        return seen
+    shared = workers.share((pack(without_fp4(model)), tuple(tensors), batches, control))
+    tally = ChannelTally()
+    for part, found in enumerate(workers.map(partial(_observe_part, shared), range(NUM_PARTS))):
+        tally.add(part, found)
+    return tally.halves()
 
 
-@dataclass(frozen=True, slots=True)
-class _ChannelPass:
-    """A session with the reductions of each tensor as its outputs."""
-
-    session: Session
-    outputs: Mapping[str, tuple[str, ...]]
-
-    def add(self, stats: dict[str, ChannelStats], feed: Feed) -> None:
-        """Adds what a feed shows."""
-        wanted = [name for group in self.outputs.values() for name in group]
-        arrays = {port.name: feed.arrays[port.name] for port in self.session.get_inputs()}
-        found = dict(zip(wanted, run(self.session, wanted, arrays), strict=True)) if wanted else {}
-        for name, group in self.outputs.items():
-            low, high, mean = (found[output].astype(np.float64).reshape(-1) for output in group)
-            seen = ChannelStats(low, high, mean, feed.num_samples)
-            stats[name] = stats[name].merged(seen) if name in stats else seen
+_Work = tuple[PackedModel, tuple[str, ...], Batches, PassControl]
 
 
-def _observe_part(
-    shared: Shared[tuple[PackedModel, Mapping[str, tuple[str, ...]], Batches]], part: int
-) -> dict[str, ChannelStats]:
+def _observe_part(shared: Shared[_Work], part: int) -> Seen:
     """Returns what every eighth feed shows; this runs on a worker."""
-    work, batches = make_once(_open_pass, shared)
-    stats: dict[str, ChannelStats] = {}
-    for feed in batches.every(part, _NUM_PARTS):
-        work.add(stats, feed)
-    return stats
+    prepared = make_once(_prepare, shared)
+    by_feed = replace(prepared, batches=replace(prepared.batches, files=()))  # else a part may be of files
+    seen = by_feed.observe((part + 1, NUM_PARTS)).channels
+    assert seen is not None
+    return seen.odd if part % 2 else seen.even
 
 
-def _open_pass(
-    work: tuple[PackedModel, Mapping[str, tuple[str, ...]], Batches],
-) -> tuple[_ChannelPass, Batches]:
-    model, outputs, batches = work
-    return _ChannelPass(open_session(model.unpack(), optimize=True), outputs), batches
-
-
-def _merge(parts: Sequence[Mapping[str, ChannelStats]]) -> dict[str, ChannelStats]:
-    merged: dict[str, ChannelStats] = {}
-    for part in parts:
-        for name, seen in part.items():
-            merged[name] = merged[name].merged(seen) if name in merged else seen
-    return merged
-
-
-def _tapped(model: ir.Model, readers: Mapping[str, ir.Node]) -> tuple[ir.Model, dict[str, tuple[str, ...]]]:
-    """Returns a clone whose only outputs are the reductions of the tensors, three each."""
-    tapped = model.clone()
-    edit, values = GraphEditor(tapped), map_values(tapped.graph)
-    tapped.graph.outputs.clear()
-    outputs: dict[str, tuple[str, ...]] = {}
-    for name, reader in readers.items():
-        prefix = f"trtq_channels_{len(outputs)}"
-        flat = _flatten(edit, values[name], reader, prefix)
-        reduced = [_reduce(edit, kind, flat, reader, f"{prefix}_{kind}") for kind in _REDUCTIONS]
-        tapped.graph.outputs.extend(reduced)
-        outputs[name] = tuple(str(value.name) for value in reduced)
-    return tapped, outputs
-
-
-def _flatten(edit: GraphEditor, value: ir.Value, reader: ir.Node, prefix: str) -> ir.Value:
-    """Returns the tensor in FP32, and as a matrix with the channels last unless a Conv reads it."""
-    floats = edit.cast(value, _FLOAT32, output=f"{prefix}_float", name=f"{prefix}_Cast")
-    if reader.op_type == "Conv":
-        return floats
-    shape = edit.add_constant(f"{prefix}_shape", np.array([-1, num_input_channels(reader)], np.int64))
-    like = ir.val(None, _FLOAT32)
-    return edit.insert("Reshape", [floats, shape], like=like, output=f"{prefix}_matrix")
-
-
-def _reduce(edit: GraphEditor, kind: str, value: ir.Value, reader: ir.Node, name: str) -> ir.Value:
-    """Returns the minimum, maximum or mean over all axes but that of the channels."""
-    like = ir.val(None, _FLOAT32)
-    axes = [0]
-    if reader.op_type == "Conv":
-        axes += range(2, read_constant(reader.inputs[1]).ndim)
-    if read_opset(edit.model) < _AXES_AS_INPUT:
-        return edit.insert(kind, [value], {"axes": axes, "keepdims": 0}, like=like, output=name)
-    given = edit.add_constant(f"{name}_axes", np.array(axes, np.int64))
-    return edit.insert(kind, [value, given], {"keepdims": 0}, like=like, output=name)
+def _prepare(work: _Work) -> PreparedPass:
+    model, *how = work
+    return prepare_pass(model.unpack(), *how)

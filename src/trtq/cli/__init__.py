@@ -18,10 +18,13 @@ import click
 from trtq.cli.console import echo
 from trtq.cli.help import GuessingGroup, complete_names
 from trtq.errors import BuildError, GateError, TrtqError
+from trtq.lazy import defer
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
+_HARDLY_USED = ("sympy", "onnx_ir._symbolic_shapes")
+"""onnx_ir needs them for arithmetic with the names of axes; they take as long to import as all else of it."""
 _AS_JSON, _WORDS = "trtq.json", "trtq.words"
 _COMMANDS = {
     "init": "Write a commented settings file to start from.",
@@ -79,6 +82,7 @@ def _imported(name: str) -> ModuleType:
     """Returns a module that holds for good: its objects are never looked through for garbage."""
     if name in sys.modules:
         return sys.modules[name]
+    defer(*_HARDLY_USED)
     gc.disable()
     try:
         return importlib.import_module(name)

@@ -33,13 +33,13 @@ from trtq.pipeline.calibrate.data import (
     ObserveOptions,
     find_shapes,
     find_spec,
-    observe_graph,
     open_calibration_data,
     options_from_spec,
     place_layers,
     warn_of_dead,
     warn_of_unmatched,
 )
+from trtq.pipeline.calibrate.observation import observe_graph
 from trtq.pipeline.engine.profiles import GivenShapes
 from trtq.pipeline.engine.target import Target
 from trtq.pipeline.graph.load import Graph, load

@@ -15,8 +15,9 @@ from trtq.models.spec import CalibrationSpec, Effort, ModelSpec, QuantizationSpe
 from trtq.pipeline.build import build
 from trtq.pipeline.build.prepare import prepare
 from trtq.pipeline.calibrate import calibrate, estimate_ranges, improve, observe
-from trtq.pipeline.calibrate.data import ObserveOptions, observe_graph, open_calibration_data, place_layers
+from trtq.pipeline.calibrate.data import ObserveOptions, open_calibration_data, place_layers
 from trtq.pipeline.calibrate.improve import RangeSearch, improve_ranges
+from trtq.pipeline.calibrate.observation import observe_graph
 from trtq.pipeline.engine.target import Target
 from trtq.pipeline.graph.load import Graph, load
 from trtq.pipeline.graph.placement import Placement

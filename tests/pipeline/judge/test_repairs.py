@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from trtq.calibrators import METHODS
 from trtq.calibrators.batches import Batches
+from trtq.calibrators.channels import ChannelHalves
 from trtq.calibrators.estimate import estimate
 from trtq.calibrators.observe import PassControl, observe
 from trtq.calibrators.percentile import Percentile
@@ -23,6 +24,7 @@ from trtq.pipeline.graph.placement import Placement, place
 from trtq.pipeline.judge.repairs import SampleBudget, find_repairs
 from trtq.pipeline.rewrite.channels.reobserve import Reobserver
 from trtq.pipeline.rewrite.channels.rescale import rescale
+from trtq.pipeline.rewrite.channels.statistics import find_channel_layouts
 from trtq.records import Repairs
 
 _NET = """
@@ -68,6 +70,13 @@ def _ranges(graph: Graph, placement: Placement, data: Batches, *methods: str) ->
     return [estimate(seen, METHODS[name]()) for name in methods or ("minmax",)]
 
 
+def _see_channels(model: ir.Model, placement: Placement, data: Batches) -> ChannelHalves:
+    control = PassControl(channels=find_channel_layouts(model, placement))
+    seen = observe(model, placement.activations, data, control=control).channels
+    assert seen is not None
+    return seen
+
+
 def _found(
     graph: Graph,
     data: Batches,
@@ -77,7 +86,8 @@ def _found(
 ) -> tuple[Ranges, Repairs]:
     placement = place(graph.model, force=["."])
     ranges = _ranges(graph, placement, data, *methods)
-    found = find_repairs(graph.model, placement, ranges, data, allowed, budget)
+    channels = _see_channels(graph.model, placement, data)
+    found = find_repairs(graph.model, placement, ranges, data, allowed, budget, channels=channels)
     assert found is not None
     return found
 
@@ -233,7 +243,8 @@ def _of_the_last(net: Graph, data: Batches, again: Reobserver | None) -> tuple[R
         model.graph.initializers[name].const_value = ir.tensor(array, name=name)
     graph = replace(net, model=model)
     placement = place(model, force=["."], skip=["one"])
-    found = find_repairs(model, placement, _ranges(graph, placement, data), data, ["smooth"], None, again)
+    ranges, channels = _ranges(graph, placement, data), _see_channels(model, placement, data)
+    found = find_repairs(model, placement, ranges, data, ["smooth"], None, again, channels=channels)
     assert found is not None
     return found
 

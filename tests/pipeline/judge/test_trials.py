@@ -201,3 +201,18 @@ def test_one_feed_leaves_nothing_to_judge_by(graph: Graph) -> None:
 def test_outputs_of_whole_numbers_are_not_judged(graph_of: Callable[..., Graph]) -> None:
     model = graph_of("net (float[3, 3] x) => (int64[3, 1] y) { y = ArgMax (x) }").model
     assert open_trial_judge(model, place(model), batches_of(feeds_of(4)), 8) is None
+
+
+@pytest.mark.parametrize(("memory_bytes", "left"), [(1, 0), (5 * 2 * 16, 1), (1 << 40, 3)])
+def test_no_more_sessions_are_open_than_there_is_memory_for(
+    graph: Graph, memory_bytes: int, left: int
+) -> None:
+    placement, amaxes = place(graph.model, force=["."]), (0.1, 50.0, 0.2, 0.3, 0.4, 60.0, 0.5)
+    judge = open_trial_judge(graph.model, placement, batches_of(feeds_of(8)), 64, memory_bytes=memory_bytes)
+    assert judge is not None
+    candidates = [Candidate(ranges_of(amax)) for amax in amaxes]
+    judge.advance(candidates, 1)
+    assert sum(item.session is not None for item in candidates) == left
+    wanted = [Candidate(ranges_of(amax)) for amax in amaxes]
+    _judge(graph, feeds_of(8)).advance(wanted, 1)
+    assert [item.scores().db for item in candidates] == [item.scores().db for item in wanted]

@@ -7,10 +7,10 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
+from trtq.calibrators.channels import ChannelStats
 from trtq.pipeline.graph.load import Graph
 from trtq.pipeline.graph.placement import place
 from trtq.pipeline.rewrite.channels.scales import Strength, choose_scales, plan_scales
-from trtq.pipeline.rewrite.channels.statistics import ChannelStats
 
 
 def _seen(minimum: list[float], maximum: list[float]) -> ChannelStats:

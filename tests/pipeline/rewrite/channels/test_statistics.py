@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from made_up import batches_of, random_array
 
+from trtq.calibrators.batches import Batches
+from trtq.calibrators.channels import ChannelHalves
+from trtq.calibrators.observe import PassControl, observe
 from trtq.calibrators.sources import open_batches
 from trtq.pipeline.graph.load import Graph
 from trtq.pipeline.graph.placement import place
-from trtq.pipeline.rewrite.channels.statistics import ChannelStats, find_channel_readers, observe_channels
-from trtq.workers import Processes
+from trtq.pipeline.rewrite.channels.statistics import (
+    find_channel_layouts,
+    find_channel_readers,
+    observe_channels,
+)
+from trtq.workers import Processes, Threads, Workers
 
 _NET = """
 net (float[N, 4, 6, 6] x) => (float[N, 16, 6, 6] y, float[N, 4] z) {
@@ -30,11 +38,17 @@ def graph(request: pytest.FixtureRequest, graph_of: Callable[..., Graph]) -> Gra
     return graph_of(_NET, opset=13, min_opset=request.param, **weights)
 
 
+def _observe(graph: Graph, data: Batches, workers: Workers | None = None) -> ChannelHalves:
+    placement = place(graph.model)
+    layouts = find_channel_layouts(graph.model, placement)
+    return observe_channels(graph.model, placement.activations, layouts, data, PassControl(), workers)
+
+
 def test_the_extremes_and_means_are_those_of_numpy_for_each_half(graph: Graph) -> None:
     arrays = [random_array(size, 4, 6, 6) * size for size in (2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 1)]
-    even, odd = observe_channels(graph.model, place(graph.model), batches_of(arrays))
-    assert set(even) == set(odd) == {"x", "a", "m"}
-    for half, feeds in ((even, arrays[::2]), (odd, arrays[1::2])):
+    found = _observe(graph, batches_of(arrays))
+    assert set(found.even) == set(found.odd) == {"x", "a", "m"}
+    for half, feeds in ((found.even, arrays[::2]), (found.odd, arrays[1::2]), (found.whole, arrays)):
         whole = np.concatenate(feeds)
         seen = half["x"]
         np.testing.assert_allclose(seen.minimum, whole.min((0, 2, 3)), rtol=1e-6)
@@ -45,32 +59,46 @@ def test_the_extremes_and_means_are_those_of_numpy_for_each_half(graph: Graph) -
 
 
 def test_one_feed_leaves_the_other_half_empty(graph: Graph) -> None:
-    even, odd = observe_channels(graph.model, place(graph.model), batches_of([random_array(1, 4, 6, 6)]))
-    assert (set(even), odd) == ({"x", "a", "m"}, {})
+    found = _observe(graph, batches_of([random_array(1, 4, 6, 6)]))
+    assert (set(found.even), found.odd, found.whole) == ({"x", "a", "m"}, {}, {})
+
+
+def test_a_model_without_such_channels_is_not_run(graph: Graph) -> None:
+    assert observe_channels(graph.model, ["x"], {}, batches_of([]), PassControl()) == ChannelHalves({}, {})
 
 
 def test_workers_find_the_same_sums(graph: Graph, tmp_path: Path) -> None:
     x = np.concatenate([random_array(8, 4, 6, 6) for _ in range(5)])
     np.savez(tmp_path / "x.npz", x=x)
     data = open_batches(str(tmp_path / "x.npz"), graph.inputs, 3)
-    one, many = (
-        observe_channels(graph.model, place(graph.model), data, workers) for workers in (None, Processes(1))
-    )
-    for ours, theirs in zip(one, many, strict=True):
+    one, many = _observe(graph, data), _observe(graph, data, Processes(1))
+    for ours, theirs in ((one.even, many.even), (one.odd, many.odd)):
         assert list(ours) == list(theirs) == ["x", "a", "m"]
         for name in ours:
-            np.testing.assert_allclose(ours[name].mean, theirs[name].mean, rtol=1e-5)
-        np.testing.assert_array_equal(ours["x"].mean, theirs["x"].mean)
+            np.testing.assert_array_equal(ours[name].mean, theirs[name].mean)
 
 
-def test_statistics_merge_by_the_number_of_samples() -> None:
-    one = ChannelStats(np.array([-1.0, 0]), np.array([2.0, 3]), np.array([1.0, 1.0]), 3)
-    two = ChannelStats(np.array([-4.0, 1]), np.array([1.0, 9]), np.array([5.0, 1.0]), 1)
-    both = one.merged(two)
-    assert both.minimum.tolist() == [-4.0, 0.0]
-    assert both.maximum.tolist() == [2.0, 9.0]
-    assert both.mean.tolist() == [2.0, 1.0]
-    assert both.num_samples == 4
+def test_a_file_may_have_feeds_of_both_halves(graph: Graph) -> None:
+    feeds = list(batches_of([random_array(2, 4, 6, 6) * (number + 1) for number in range(16)]))
+    files = tuple((lambda part=feeds[place : place + 2]: iter(part)) for place in range(0, 16, 2))
+    data = replace(batches_of([feed.arrays["x"] for feed in feeds]), files=files)
+    one, many = _observe(graph, data), _observe(graph, data, Threads(1))
+    for ours, theirs in ((one.even, many.even), (one.odd, many.odd)):
+        assert ours["x"].num_samples == theirs["x"].num_samples == 16
+        np.testing.assert_array_equal(ours["x"].maximum, theirs["x"].maximum)
+
+
+def test_a_pass_that_counts_finds_them_on_the_way(graph: Graph) -> None:
+    data = batches_of([random_array(size, 4, 6, 6) * size for size in (2, 3, 1, 2)])
+    placement = place(graph.model)
+    control = PassControl(channels=find_channel_layouts(graph.model, placement))
+    seen, alone = observe(graph.model, placement.activations, data, control=control), _observe(graph, data)
+    assert seen.channels is not None
+    for ours, theirs in ((seen.channels.even, alone.even), (seen.channels.odd, alone.odd)):
+        for name, item in ours.items():
+            np.testing.assert_array_equal(item.mean, theirs[name].mean)
+            np.testing.assert_array_equal(item.maximum, theirs[name].maximum)
+    assert observe(graph.model, placement.activations, data).channels is None
 
 
 @pytest.mark.parametrize(
