@@ -55,11 +55,6 @@ def _check_sample_axis(file: StoredFile, names: Sequence[str]) -> int:
                     f"array {name!r} of {file.name} has no sample axis; for inputs without one give a folder "
                     f"of .npz files, each one feed as the model takes it"
                 )
-            if reader.is_fortran_order:
-                raise DataError(
-                    f"array {name!r} of {file.name} is in Fortran order, in which a sample cannot be read "
-                    f"alone; save it with numpy.ascontiguousarray"
-                )
         counts = {name: reader.shape[0] for name, reader in readers.items()}
     if len(set(counts.values())) > 1:
         raise DataError(f"the arrays of {file.name} have different numbers of samples: {counts}")
@@ -134,7 +129,10 @@ def _find_leading_axis(shapes: Iterable[tuple[int, ...]]) -> int:
 
 
 class _RowReader:
-    """Reads an array of .npy format from front to back, some rows at a time."""
+    """Reads an array of .npy format from front to back, some rows at a time.
+
+    In Fortran order, as tables of pandas have it, no row lies in one place: the first call reads them all.
+    """
 
     def __init__(self, stream: IO[bytes], where: str) -> None:
         version = np.lib.format.read_magic(stream)
@@ -145,14 +143,24 @@ class _RowReader:
         if read_header is None:
             raise ValueError(f"unknown .npy version {version}")
         self.shape, fortran, self._dtype = read_header(stream)
-        self.is_fortran_order = fortran and len(self.shape) > 1
+        self._is_fortran_order = fortran and len(self.shape) > 1
+        self._columns: NDArray[Any] | None = None
+        self._start = 0
         if self._dtype.hasobject:
             raise DataError(f"{where} holds Python objects, not numbers; save plain arrays")
         self._stream = stream
 
     def read_rows(self, count: int) -> NDArray[Any]:
         """Returns the next rows: shape (count, *shape[1:])."""
-        shape = (count, *self.shape[1:])
+        if not self._is_fortran_order:
+            return self._read((count, *self.shape[1:]))
+        if self._columns is None:
+            self._columns = self._read(self.shape[::-1]).T
+        self._start += count
+        return np.ascontiguousarray(self._columns[self._start - count : self._start])
+
+    def _read(self, shape: tuple[int, ...]) -> NDArray[Any]:
+        """Returns what comes next."""
         wanted = math.prod(shape) * self._dtype.itemsize
         content = self._stream.read(wanted)
         if len(content) < wanted:

@@ -18,6 +18,12 @@ from trtq.models.signature import TensorSpec, show_shape
 _ADVICE = "say how many samples are used with --calib-samples (--eval-samples for evaluation data)"
 _MOST_FEEDS = 20_000
 """Of data whose length nobody knows, where no number of samples is given."""
+_NUMBERS = (
+    "float16",
+    "float32",
+    "float64",
+    *(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)),
+)
 T = TypeVar("T")
 
 
@@ -210,7 +216,7 @@ def refuse_endless(feeds: Iterable[T], origin: str, advice: str = _ADVICE) -> It
 
 
 def check_batches(batches: Batches, inputs: Sequence[TensorSpec], extra: Sequence[str] = ()) -> Batches:
-    """Returns the stream with every feed checked against the model before it is handed on.
+    """Returns the stream with every feed cast to the model's types and checked before it is handed on.
 
     A feed may have the arrays named `extra`, such as labels; they are not checked.
 
@@ -219,7 +225,8 @@ def check_batches(batches: Batches, inputs: Sequence[TensorSpec], extra: Sequenc
     """
 
     def check(feeds: Iterator[Feed]) -> Iterator[Feed]:
-        for feed in feeds:
+        for found in feeds:
+            feed = cast_feed(found, inputs)
             check_feed(feed, inputs, extra)
             yield feed
 
@@ -235,6 +242,27 @@ def check_batches(batches: Batches, inputs: Sequence[TensorSpec], extra: Sequenc
 
     checked = batches.changed(check)
     return replace(checked, read=read, reopen=batches.reopen)
+
+
+def cast_feed(feed: Feed, inputs: Sequence[TensorSpec]) -> Feed:
+    """Returns a feed whose floats and whole numbers have the width and byte order that the model takes.
+
+    What would not fit stays as it is, and so do whole numbers for floats: pictures have to be scaled.
+    """
+    arrays = {spec.name: _cast(feed.arrays[spec.name], spec) for spec in inputs if spec.name in feed.arrays}
+    return replace(feed, arrays={**feed.arrays, **arrays})
+
+
+def _cast(array: NDArray[Any], spec: TensorSpec) -> NDArray[Any]:
+    kinds = next((kinds for kinds in ("f", "iu") if array.dtype.kind in kinds), "")
+    if spec.dtype not in _NUMBERS or np.dtype(spec.dtype).kind not in kinds:
+        return array
+    if array.dtype == spec.dtype:
+        return array
+    with np.errstate(over="ignore"):
+        cast = array.astype(spec.dtype)
+    fits = np.isfinite(cast) == np.isfinite(array) if kinds == "f" else cast == array
+    return cast if fits.all() else array
 
 
 def check_feed(feed: Feed, inputs: Sequence[TensorSpec], extra: Sequence[str] = ()) -> None:

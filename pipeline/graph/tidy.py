@@ -18,11 +18,14 @@ _BODIES = (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS)
 _MOST_DENSE_BYTES = 1 << 31
 _REFUSED_NORMS = ("GroupNormalization", "SimplifiedLayerNormalization")
 _UNCHECKED = "unchecked"
+_FREE_WEIGHTS_IR = 4
 _VALUE_FIELDS = ("float_data", "int32_data", "int64_data", "double_data", "uint64_data")
 
 
 def tidy(proto: onnx.ModelProto, path: Path) -> bool:
     """Sorts the nodes, names nameless graphs and makes sparse weights dense, in place, also in bodies.
+
+    Weights that are no inputs, as IR 3 wants them to be, make it IR 4.
 
     The domain of the standard operators, which may be called `ai.onnx`, is "" then, and an output that is
     listed twice is listed once.
@@ -34,6 +37,7 @@ def tidy(proto: onnx.ModelProto, path: Path) -> bool:
         ModelError: A sparse weight contradicts itself, or would be too large.
     """
     changes = [_shorten_domain(proto), _drop_repeated_outputs(proto.graph), *map(_sort, proto.functions)]
+    changes.append(_raise_ir_version(proto))
     for graph in list_graphs(proto):
         changes += [_name(graph), _sort(graph), _densify(graph, path)]
     return any(changes)
@@ -182,6 +186,16 @@ def _shorten_domain(proto: onnx.ModelProto) -> bool:
     for item in long:
         item.domain = ""
     return bool(long)
+
+
+def _raise_ir_version(proto: onnx.ModelProto) -> bool:
+    """Gives a file of an old IR, whose weights were inputs too, the first in which they need not be."""
+    inputs = {item.name for item in proto.graph.input}
+    is_old = 0 < proto.ir_version < _FREE_WEIGHTS_IR
+    if not is_old or all(item.name in inputs for item in proto.graph.initializer):
+        return False
+    proto.ir_version = _FREE_WEIGHTS_IR
+    return True
 
 
 def _drop_repeated_outputs(graph: onnx.GraphProto) -> bool:

@@ -11,13 +11,15 @@ from trtq.models.spec import AccuracySpec
 from trtq.numbers import format_count
 from trtq.pipeline.judge.compare import Comparison
 from trtq.pipeline.judge.score import format_score, name_metric
-from trtq.records import LOW_FACTOR, REFERENCES, OutputComparison
+from trtq.records import ENTRY_FACTOR, LOST_ENTRY, LOW_FACTOR, REFERENCES, OutputComparison
 
 _SAME_DB = 6.0
 """Noise within a factor of two in amplitude counts as the same."""
 _ROUNDED_DB = 60.0
 """From here on the noise is that of rounding to FP16, which constants may have."""
 _ENOUGH_KNOWN = 0.5
+_CHANGE_DB = 6.0
+"""Noise of up to half the amplitude of what differs between samples leaves that to be seen."""
 
 Outcome = Literal["pass", "fail", "unverified"]
 
@@ -50,14 +52,16 @@ def judge_pair(comparison: Comparison, gate: AccuracySpec) -> Verdict:
     reasons = _cosine_reasons(comparison.outputs, gate)
     for candidate, reference in comparison.pairs:
         reasons += _drop_reasons(comparison, candidate, reference, gate)
-    return _decide(comparison, comparison.outputs, reasons)
+    return _decide(comparison, comparison.outputs, reasons, gate)
 
 
-def _decide(comparison: Comparison, judged: Sequence[OutputComparison], reasons: Sequence[str]) -> Verdict:
+def _decide(
+    comparison: Comparison, judged: Sequence[OutputComparison], reasons: Sequence[str], gate: AccuracySpec
+) -> Verdict:
     """Returns "fail" with the reasons, if any; "pass" only if what holds is evidence."""
     if reasons:
         return Verdict("fail", tuple(reasons))
-    doubts = (*comparison.doubts, *_doubt_uneven(comparison), *_doubt(comparison, judged))
+    doubts = (*comparison.doubts, *_doubt_uneven(comparison), *_doubt(comparison, judged, gate))
     return Verdict("unverified", doubts) if doubts else Verdict("pass")
 
 
@@ -76,7 +80,7 @@ def _doubt_uneven(comparison: Comparison) -> list[str]:
     return list(reasons.values())
 
 
-def _doubt(comparison: Comparison, judged: Sequence[OutputComparison]) -> list[str]:
+def _doubt(comparison: Comparison, judged: Sequence[OutputComparison], gate: AccuracySpec) -> list[str]:
     """Returns why outputs that are near each other prove nothing."""
     if comparison.num_samples == 0 or not (judged or comparison.accuracy):
         return ["nothing was compared"]
@@ -89,12 +93,12 @@ def _doubt(comparison: Comparison, judged: Sequence[OutputComparison]) -> list[s
         ]
     reasons: dict[str, str] = {}
     for item in judged:
-        if reason := _doubt_output(item, is_scored=item.output in comparison.scored):
+        if reason := _doubt_output(item, gate, is_scored=item.output in comparison.scored):
             reasons.setdefault(item.name, reason)
     return list(reasons.values())
 
 
-def _doubt_output(item: OutputComparison, *, is_scored: bool) -> str:
+def _doubt_output(item: OutputComparison, gate: AccuracySpec, *, is_scored: bool) -> str:
     """Returns why one output proves nothing; empty if it does."""
     name = f"{_name(item)} of {item.reference}"
     if item.known == 0:
@@ -107,10 +111,12 @@ def _doubt_output(item: OutputComparison, *, is_scored: bool) -> str:
         return ""
     if not item.is_change_known and item.sqnr_db < math.inf:
         return f"how much {name} differs between samples is not known; give labels, or samples of one shape"
-    if item.change_db is not None and item.change_db <= 0:
+    least = max(0.0, min(_CHANGE_DB, _find_least_db(gate)))
+    if item.change_db is not None and (item.change_db < least or item.change_db <= 0):
+        nearly = "nearly " if item.change_db > 0 else ""
         return (
-            f"the error of {item.candidate} on {_name(item)} is as large as the difference between "
-            f"samples ({item.change_db:.1f} dB), so a constant output would score as well; give "
+            f"the error of {item.candidate} on {_name(item)} is {nearly}as large as the difference between "
+            f"samples ({item.change_db:.1f} dB), so a constant output would score {nearly}as well; give "
             "samples that differ more, or labels"
         )
     return ""
@@ -154,7 +160,7 @@ def judge(
     if reasons and comparison.is_settled:
         number = format_count(comparison.num_samples, "sample")
         reasons.append(f"only the first {number} of {comparison.data} were read: no others can change this")
-    return _decide(comparison, ours, reasons)
+    return _decide(comparison, ours, reasons, gate)
 
 
 def list_checks(comparison: Comparison, gate: AccuracySpec, candidate: str | None = None) -> list[Check]:
@@ -262,10 +268,19 @@ def _explain_part(item: OutputComparison, gate: AccuracySpec) -> str:
         found = f"{item.median_cosine:.4f} or less in half of its samples"
     elif item.low_cosine < low:
         found, wanted = f"{item.low_cosine:.4f} or less in a twentieth of its samples", low
+    elif item.entry_cosine < (least_entry := max(LOST_ENTRY, 1 - ENTRY_FACTOR * (1 - wanted))):
+        found = f"{item.entry_cosine:.4f} or less by the noise in a tenth of its channels, tokens or columns"
+        wanted = least_entry
     else:
-        least = -10 * math.log10(2 * (1 - low))
+        least = _find_least_db(gate)
         return f"too large or too small: {item.sqnr_db:.1f} dB, where the gate requires {least:.1f}"
     return f"{found}, where the gate requires {wanted:g}"
+
+
+def _find_least_db(gate: AccuracySpec) -> float:
+    """Returns the least ratio of signal to noise that the gate takes of a whole output."""
+    loss = 2 * LOW_FACTOR * (1 - gate.min_cosine)
+    return -10 * math.log10(loss) if loss > 0 else math.inf
 
 
 def _is_as_bad(fp16: OutputComparison, outputs: Sequence[OutputComparison]) -> bool:

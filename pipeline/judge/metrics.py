@@ -12,8 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trtq.pipeline.judge.change import OutputChange, holds_names
+from trtq.pipeline.judge.entries import EntrySums, find_noise_ratio, measure_entries, merge_entries
 from trtq.pipeline.judge.steady import Mask, find_apart, split_by_sample
-from trtq.records import OutputComparison, WorstSample
+from trtq.records import OutputComparison, WorstSample, cosine_of_noise
 from trtq.sums import sum_products
 
 _NUM_WORST = 5
@@ -68,6 +69,7 @@ class SampleMarks:
         known: How many of them are the same or can be compared.
         count: How many are finite in the reference.
         nonfinite: How many of these are not in the candidate.
+        entries: Of the first and the last axis, of those that hold amounts.
     """
 
     judged: Sums
@@ -78,6 +80,7 @@ class SampleMarks:
     known: int
     count: int
     nonfinite: int
+    entries: tuple[EntrySums, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,15 +123,21 @@ def measure_batch(
     pairs = zip(candidate.reshape(rows.shape), rows, apart, strict=True)
     with np.errstate(invalid="ignore", over="ignore"):
         samples = tuple(
-            _measure_sample(*(item.reshape(-1) for item in found), are_names=are_names) for found in pairs
+            _measure_sample(*(item.reshape(-1) for item in found), rows.shape[1:], are_names=are_names)
+            for found in pairs
         )
     return BatchMarks(samples, num_samples, same.size, int(same.sum()), are_names)
 
 
 def _measure_sample(
-    candidate: NDArray[Any], reference: NDArray[Any], apart: Mask, *, are_names: bool
+    candidate: NDArray[Any],
+    reference: NDArray[Any],
+    apart: Mask,
+    shape: tuple[int, ...],
+    *,
+    are_names: bool,
 ) -> SampleMarks:
-    """Returns what one sample, flat, says: what it takes fits the cache of a processor."""
+    """Returns what one sample of this shape, flat, says: what it takes fits the cache of a processor."""
     ours, theirs = candidate.astype(np.float64), reference.astype(np.float64)
     size = known = fine = ours.size
     nonfinite = 0
@@ -140,12 +149,13 @@ def _measure_sample(
     error = np.abs(ours - theirs)
     absolute, largest = float(error.sum()), float(error.max(initial=0.0))
     aside = None
+    entries = () if are_names else measure_entries(error, theirs, shape, apart)
     if are_names:
         ours, theirs = _as_vectors(ours == theirs)
     elif apart.any():
         aside = _sum(ours[apart], theirs[apart])
         ours, theirs = ours[~apart], theirs[~apart]
-    return SampleMarks(_sum(ours, theirs), aside, absolute, largest, size, known, fine, nonfinite)
+    return SampleMarks(_sum(ours, theirs), aside, absolute, largest, size, known, fine, nonfinite, entries)
 
 
 @dataclass(slots=True)
@@ -171,6 +181,7 @@ class OutputMetrics:
     powers: array[float] = field(default_factory=lambda: array("d"))
     silent: array[float] = field(default_factory=lambda: array("d"))
     are_names: bool = False
+    entries: tuple[EntrySums | None, ...] | None = None
 
     def add(self, marks: BatchMarks) -> None:
         """Takes in what `measure_batch` returned for one more batch."""
@@ -189,6 +200,7 @@ class OutputMetrics:
         self.largest = float(np.fmax(self.largest, marks.largest))
         if marks.apart is not None:
             self.apart.add(marks.apart)
+        self.entries = merge_entries(self.entries, marks.entries)
         sums = marks.judged
         self.judged.add(sums)
         rank = -sums.cosine if math.isfinite(sums.cosine) else 2.0  # not finite is worse than opposite
@@ -258,6 +270,7 @@ class OutputMetrics:
             is_change_known=change.spread is not None,
             known=self.known / self.size if self.size else 0.0,
             part=part,
+            entry_cosine=cosine_of_noise(_to_decibels(1.0, find_noise_ratio(self.entries))),
         )
 
     def _find_noise(self, change: OutputChange) -> float:

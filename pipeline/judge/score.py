@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import UserDict, defaultdict
+from collections import Counter, UserDict, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -78,6 +78,7 @@ class ScoreMarks:
         num_classes: From which each is chosen.
         outputs: All of them by model, where a function of the user's own scores them at the end; else none.
         labels: For that function; None if it needs none.
+        answers: How often each class is the right answer.
     """
 
     chosen: tuple[str, ...]
@@ -86,6 +87,7 @@ class ScoreMarks:
     num_classes: int = 0
     outputs: Mapping[str, Outputs] = field(default_factory=dict)
     labels: NDArray[Any] | None = None
+    answers: Mapping[int, int] = field(default_factory=dict)
 
 
 def measure_scores(labels: Labels, results: Mapping[str, Outputs], feed: Feed) -> ScoreMarks:
@@ -109,9 +111,9 @@ def measure_scores(labels: Labels, results: Mapping[str, Outputs], feed: Feed) -
         hits["top-1"][model] = int(is_right[:, :1].sum())
         hits["top-5"][model] = int(is_right.sum())
         num_classes = scores.shape[1]
-    count = feed.arrays[str(labels.array)].shape[0]
+    right = _select_labels(feed, str(labels.array)).reshape(-1)
     chosen = (labels.output,) if labels.output else tuple(next(iter(results.values()), {}))
-    return ScoreMarks(chosen, hits, count, num_classes)
+    return ScoreMarks(chosen, hits, right.size, num_classes, answers=Counter(right.tolist()))
 
 
 class Scores:
@@ -131,6 +133,7 @@ class Scores:
         self._hits = {name: dict.fromkeys(models, 0) for name in METRICS}
         self._models = models
         self._count = self._num_classes = 0
+        self._answers: Counter[int] = Counter()
         self._doubts: tuple[str, ...] = ()
         self._outputs: dict[str, None] = {}
 
@@ -145,11 +148,23 @@ class Scores:
                 hits[name] += marks.hits[metric][name]
         self._num_classes = marks.num_classes
         self._count += marks.count
+        self._answers.update(marks.answers)
 
     @property
     def outputs(self) -> tuple[str, ...]:
-        """The outputs that are scored; to be asked after `result`, since it is what a function reads."""
-        return tuple(self._outputs if self._own is None else sorted(self._own.read))
+        """The outputs that the scores vouch for; to be asked after `result`, which a function needs.
+
+        Labels vouch for none where no model does clearly better than the same answer for all samples: two
+        standard deviations of the share of right answers.
+        """
+        if self._own is not None:
+            return tuple(sorted(self._own.read))
+        metric = self._labels.metric
+        best = max(self._hits[metric].values(), default=0)
+        blind = sum(count for _, count in self._answers.most_common(5 if metric == "top-5" else 1))
+        wrong = self._count - best
+        is_clear = best - blind > 2 * (best * wrong / max(self._count, 1)) ** 0.5
+        return tuple(self._outputs) if is_clear else ()
 
     def result(self) -> dict[str, float]:
         """Returns what the metric says of each model; DataError if it gives no number from 0 to 1."""

@@ -12,6 +12,10 @@ REFERENCES = ("fp32", GIVEN)
 """What the right model is called: the float one, or the one that was given with Q/DQ of its own."""
 LOW_FACTOR = 4
 """How many times as far from 1 as the others a low sample's cosine may be: twice the amplitude of noise."""
+ENTRY_FACTOR = 25
+"""The same of a low entry, such as a channel: five times the amplitude."""
+LOST_ENTRY = 0.75
+"""With a lower cosine an entry is lost, whatever is wanted: the noise has 0.7 times its amplitude."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -62,6 +66,8 @@ class OutputComparison:
         is_change_known: Whether it is known how much the reference differs between samples.
         part: The tensor that is joined to others to give the output, such as boxes beside scores; empty: the
             whole output.
+        entry_cosine: By the noise of each entry of the first and of the last axis of a sample, such as a
+            channel, token or column, the cosine below which a tenth of them lies.
     """
 
     candidate: str
@@ -84,6 +90,7 @@ class OutputComparison:
     known: float = 1.0
     part: str = ""
     is_change_known: bool = True
+    entry_cosine: Measured = 1.0
 
     def __post_init__(self) -> None:
         """Takes a ratio that is NaN beside a finite cosine, as a file has it, for the infinite one it was."""
@@ -101,12 +108,18 @@ class OutputComparison:
 
         It is the least of all cosines here; but at the low samples the noise may have twice the amplitude,
         since samples differ: 1 - cosine may be `LOW_FACTOR` times as large. So may the noise of the whole,
-        which is more than its cosine says if the candidate is louder or softer than the reference.
+        which is more than its cosine says if the candidate is louder or softer than the reference. At low
+        entries it may have five times the amplitude, unless they are lost.
         """
         loss = 1 - cosine_of_noise(self.sqnr_db)
         low = 1 - max(1 - self.low_cosine, loss) / LOW_FACTOR
-        values = (self.cosine, self.median_cosine, low, self.apart_cosine)
+        values = (self.cosine, self.median_cosine, low, self.apart_cosine, self._judged_entry)
         return math.nan if any(map(math.isnan, values)) else min(values)
+
+    @property
+    def _judged_entry(self) -> float:
+        is_lost = self.entry_cosine < LOST_ENTRY
+        return self.entry_cosine if is_lost else 1 - (1 - self.entry_cosine) / ENTRY_FACTOR
 
 
 def cosine_of_noise(sqnr_db: float) -> float:

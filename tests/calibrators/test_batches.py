@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from trtq.calibrators.batches import Batches, Feed, check_batches, check_feed
+from trtq.calibrators.batches import Batches, Feed, cast_feed, check_batches, check_feed
 from trtq.errors import DataError
 from trtq.models.signature import TensorSpec
 
@@ -114,7 +115,7 @@ def test_further_arrays_may_be_there_or_not() -> None:
     check_feed(_feed(mask=mask), [MASK], ["labels"])
 
 
-@pytest.mark.parametrize("dtype", ["float64", "uint8", "float16"])
+@pytest.mark.parametrize("dtype", ["float64", "uint8", "bool"])
 def test_another_dtype_is_refused_with_the_way_out(dtype: str) -> None:
     with pytest.raises(
         DataError,
@@ -122,6 +123,40 @@ def test_another_dtype_is_refused_with_the_way_out(dtype: str) -> None:
         r".astype\('float32'\)$",
     ):
         check_feed(_feed(image=np.zeros((4, 2, 3), dtype)), [IMAGE])
+
+
+@pytest.mark.parametrize("dtype", ["<f2", ">f2", ">f4", "<f8", ">f8"])
+def test_floats_get_the_width_and_byte_order_of_the_input(dtype: str) -> None:
+    values = np.array([[[1.5, -np.inf, 0.25]] * 2] * 4)
+    found = cast_feed(_feed(image=values.astype(dtype), labels=np.arange(4)), [IMAGE])
+    assert found.arrays["image"].dtype == np.dtype(np.float32)
+    assert found.arrays["image"].dtype.isnative
+    assert np.array_equal(found.arrays["image"], values.astype(np.float32))
+    assert found.arrays["labels"].dtype == np.arange(4).dtype
+
+
+@pytest.mark.parametrize(
+    ("array", "dtype"),
+    [
+        (np.array([[[1e300]]]), "float32"),
+        (np.array([[[1]]], np.uint8), "float32"),
+        (np.array([[[1.0]]], np.float32), "int64"),
+        (np.array([[[1 << 40]]]), "int32"),
+        (np.array([[[-1]]], np.int8), "uint8"),
+        (np.array([[[True]]]), "int64"),
+    ],
+)
+def test_what_would_lose_more_than_digits_stays_as_it_is(array: NDArray[Any], dtype: str) -> None:
+    found = cast_feed(_feed(image=array), [replace(IMAGE, dtype=dtype)])
+    assert found.arrays["image"] is array
+
+
+def test_whole_numbers_that_fit_get_the_width_of_the_input() -> None:
+    (found,) = check_batches(
+        Batches(lambda: iter([_feed(mask=np.array([7, -2, 0, 1], ">i4"))]), "calib", 4), [MASK]
+    )
+    assert found.arrays["mask"].tolist() == [7, -2, 0, 1]
+    assert found.arrays["mask"].dtype == np.dtype(np.int64)
 
 
 def test_another_byte_order_is_refused() -> None:

@@ -72,7 +72,7 @@ def test_labels_may_stand_beside_the_inputs(tmp_path: Path) -> None:
     ("arrays", "message"),
     [
         ({"y": X}, r"calib.npz, samples 0 to 7 has no array 'x'; it has y, the model takes x$"),
-        ({"x": X.astype("f8")}, r"input 'x' of .*, samples 0 to 7 is float64, the model expects float32; "),
+        ({"x": X.astype("i8")}, r"input 'x' of .*, samples 0 to 7 is int64, the model expects float32; "),
         ({"x": X[:, :1]}, r"samples 0 to 7 has shape \(8, 1\), the model expects \(N, 2\); "),
         ({"x": np.where(X == 18, np.nan, X)}, r"samples 8 to 9 has 1 values .*, the first in its sample 1;"),
         ({"x": X[:0]}, r"calib.npz holds no samples; give at least one$"),

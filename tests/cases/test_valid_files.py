@@ -64,6 +64,17 @@ def test_an_output_needs_no_shape(tmp_path: Path) -> None:
     assert str(load(tmp_path / "m.onnx", min_opset=13).outputs[0]) == "y float32 (N, 4)"
 
 
+def test_weights_of_an_old_ir_need_not_be_inputs(tmp_path: Path) -> None:
+    proto = _graph("g (float[N,4] x) => (float[N,4] y) { y = MatMul(x, w) }")
+    proto.graph.initializer.append(numpy_helper.from_array(np.eye(4, dtype=np.float32), "w"))
+    proto.ir_version = 3
+    theirs, ours = _outputs(proto, tmp_path / "m.onnx")
+    np.testing.assert_array_equal(ours, theirs)
+    proto.graph.input.append(helper.make_tensor_value_info("w", TensorProto.FLOAT, [4, 4]))
+    onnx.save(proto, tmp_path / "m.onnx")
+    assert read_model(tmp_path / "m.onnx").ir_version == 3
+
+
 def test_a_graph_needs_no_name(tmp_path: Path) -> None:
     proto = _graph("g (float[N,4] x) => (float[N,4] y) { y = Relu(x) }")
     proto.graph.name = ""

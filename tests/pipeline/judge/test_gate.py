@@ -315,8 +315,28 @@ def test_noise_as_large_as_what_changes_is_no_evidence_without_labels() -> None:
     assert judge(scored, _GATE, candidate="int8").outcome == "pass"
     another = replace(scored, scored=("classes",))
     assert judge(another, _GATE, candidate="int8").outcome == "unverified"
-    near = _comparison(replace(lost, change_db=0.1))
+    nearly = judge(_comparison(replace(lost, change_db=5.9)), _GATE, candidate="int8")
+    assert "is nearly as large as what differs between samples (5.9 dB)" in nearly.reasons[0]
+    near = _comparison(replace(lost, change_db=6.1))
     assert judge(near, _GATE, candidate="int8").outcome == "pass"
+    loose = replace(_GATE, min_cosine=0.9)  # allows as much noise in the whole
+    assert judge(_comparison(replace(lost, change_db=1.1)), loose, candidate="int8").outcome == "pass"
+
+
+def test_a_gate_that_wants_equal_outputs_says_what_fails() -> None:
+    soft = replace(_pair("int8", "fp32", 1.0), sqnr_db=40.0)
+    verdict = judge(_comparison(soft), replace(_GATE, min_cosine=1.0), candidate="int8")
+    assert "too loud or too soft: 40.0 dB, where the gate wants inf" in verdict.reasons[0]
+
+
+@pytest.mark.parametrize(("cosine", "outcome"), [(0.76, "pass"), (0.74, "fail"), (0.5, "fail")])
+def test_entries_that_are_lost_beside_louder_ones_fail(cosine: float, outcome: str) -> None:
+    output = replace(_pair("int8", "fp32", 0.9999), entry_cosine=cosine)
+    for gate in (_GATE, replace(_GATE, min_cosine=0.9)):
+        verdict = judge(_comparison(output), gate, candidate="int8")
+        assert verdict.outcome == outcome
+        words = f"{cosine:.4f} or less by the noise in a tenth of its channels, tokens or columns, where"
+        assert all(words in reason for reason in verdict.reasons)
 
 
 def test_where_the_change_is_not_known_only_equal_outputs_pass() -> None:

@@ -165,3 +165,23 @@ def test_metrics_have_titles_and_scores_their_form() -> None:
         "f1 of b.py",
     ]
     assert (format_score(0.5, "top-5"), format_score(0.5, "b.py:f1")) == ("50.00%", "0.5000")
+
+
+@pytest.mark.parametrize(
+    ("wanted", "metric", "vouches"),
+    [
+        (np.arange(20) % 10, "top-1", True),
+        (np.arange(20)[::-1] % 10, "top-1", False),  # of another order: 0 of 20
+        (np.zeros(20, np.int64), "top-1", False),  # one class, which one answer for all gets right too
+        (np.where(np.arange(20) < 19, np.arange(20) % 10, 3), "top-1", True),
+        (np.arange(20) % 10, "top-5", True),
+        (np.arange(20) % 5, "top-5", False),  # five answers for all get them right too
+    ],
+)
+def test_labels_vouch_only_where_a_model_beats_one_answer_for_all(
+    wanted: NDArray[Any], metric: str, vouches: bool
+) -> None:
+    output = np.eye(10)[np.arange(20) % 10]
+    scores = scored(Labels("labels", None, metric), (output[:7], wanted[:7]), (output[7:], wanted[7:]))
+    scores.result()
+    assert scores.outputs == (("y",) if vouches else ())

@@ -1,0 +1,70 @@
+"""A loud channel, token or column hides no other."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from tests.shared.compared_arrays import compare_arrays
+
+from trtq.pipeline.judge.metrics import OutputMetrics, measure_batch
+from trtq.records import cosine_of_noise
+
+
+def _draw(*shape: int) -> NDArray[np.float64]:
+    return np.random.default_rng(0).normal(size=shape)
+
+
+@pytest.mark.parametrize("axis", [1, 2, 3])
+def test_a_loud_entry_of_the_first_or_the_last_axis_hides_no_other(axis: int) -> None:
+    reference = _draw(16, 5, 6, 7)
+    loud = [slice(None)] * 4
+    loud[axis] = slice(1)
+    reference[tuple(loud)] *= 1000
+    candidate = np.zeros_like(reference)
+    candidate[tuple(loud)] = reference[tuple(loud)]
+    found = compare_arrays(candidate, reference, split=5)
+    assert min(found.cosine, found.median_cosine, found.low_cosine) > 0.999
+    assert (found.entry_cosine == 0.5) == (axis != 2)  # an axis in the middle is not looked at
+    assert (found.judged_cosine < 0.9) == (axis != 2)
+
+
+def test_the_low_entry_is_told_by_its_noise() -> None:
+    reference = _draw(50, 30) * np.where(np.arange(30) < 25, 100, 1)
+    noise = np.random.default_rng(1).normal(size=reference.shape) * np.where(np.arange(30) < 25, 0, 0.4)
+    ratios = np.square(noise).sum(axis=0) / np.square(reference).sum(axis=0)
+    third = float(np.sort(ratios)[::-1][3])  # a tenth of thirty may be worse
+    found = compare_arrays(reference + noise, reference, split=50)
+    assert found.entry_cosine == pytest.approx(cosine_of_noise(-10 * np.log10(third)), abs=1e-6)
+    assert found.judged_cosine > 0.99
+
+
+@pytest.mark.parametrize(("scale", "is_near"), [(1e-3, True), (0.2, False), (-1e-3, False)])
+def test_scores_that_are_nearly_zero_in_both_are_near(scale: float, is_near: bool) -> None:
+    """Of a class that no sample shows; what may be negative or is off by more is no such score."""
+    reference = np.abs(_draw(20, 8))
+    reference[:, 0] *= 100
+    reference[:, 1] = scale * np.random.default_rng(2).random(20)
+    candidate = reference.copy()
+    candidate[:, 1] = 0
+    assert (compare_arrays(candidate, reference).entry_cosine == 1.0) == is_near
+
+
+def test_silent_entries_and_the_rest_of_rounding_say_nothing() -> None:
+    reference = _draw(20, 4)
+    reference[:, 0], reference[:, 1] = 0, reference[:, 1] * 1e-8
+    candidate = reference.copy()
+    candidate[:, :2] = 1e-3
+    assert compare_arrays(candidate, reference).entry_cosine == 1.0
+    nothing = np.zeros((3, 4))
+    assert compare_arrays(nothing, nothing).entry_cosine == 1.0
+
+
+def test_axes_that_differ_in_size_from_sample_to_sample_are_left_out() -> None:
+    metrics = OutputMetrics()
+    for length in (3, 5):
+        reference = _draw(1, length, 4) * [1000, 1, 1, 1]
+        metrics.add(measure_batch(reference * [1, 0, 0, 0], reference, 1))
+    assert metrics.result("int8", "fp32", "y").entry_cosine == pytest.approx(0.5)
+    metrics.add(measure_batch(_draw(1, 4), _draw(1, 4), 1))
+    assert metrics.result("int8", "fp32", "y").entry_cosine == 1.0
