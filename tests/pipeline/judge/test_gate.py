@@ -316,7 +316,7 @@ def test_noise_as_large_as_what_changes_is_no_evidence_without_labels() -> None:
     another = replace(scored, scored=("classes",))
     assert judge(another, _GATE, candidate="int8").outcome == "unverified"
     nearly = judge(_comparison(replace(lost, change_db=5.9)), _GATE, candidate="int8")
-    assert "is nearly as large as what differs between samples (5.9 dB)" in nearly.reasons[0]
+    assert "is nearly as large as the difference between samples (5.9 dB)" in nearly.reasons[0]
     near = _comparison(replace(lost, change_db=6.1))
     assert judge(near, _GATE, candidate="int8").outcome == "pass"
     loose = replace(_GATE, min_cosine=0.9)  # allows as much noise in the whole
