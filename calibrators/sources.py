@@ -43,9 +43,10 @@ from trtq.models.spec import Data, names_script
 _MOST_RANDOM = 1 << 30
 _Place: TypeAlias = StoredFile | LocalFolder | RemoteFolder | Listed
 ACCEPTED_DATA = (
-    "an .npz or .npy whose arrays have a leading sample axis, a folder of .npz files (each one feed with its "
-    "batch axis), a folder of images, tar shards, Parquet files, videos, a .json of inputs saved by "
-    "Polygraphy, script.py:function that yields dicts of arrays, or the URL of one of these but the script"
+    "an .npz or .npy file with the samples on the first axis, a folder of .npz files (one batch "
+    "each), a folder of images, tar shards, Parquet files, videos, a .json of inputs saved by "
+    "Polygraphy, script.py:function that yields dicts of arrays, or a URL of any of these except a "
+    "script"
 )
 
 

@@ -286,7 +286,7 @@ def _judge(job: Job, comparison: Comparison | None) -> Verdict:
         comparison, job.spec.accuracy, candidate=name, is_random=job.is_random, is_inexact=inexact
     )
     if verdict.outcome == "pass" and (nothing := _find_nothing_done(job)):
-        return Verdict("unverified", (f"{nothing}: what was compared is the float model",))
+        return Verdict("unverified", (f"{nothing}: float was compared with float",))
     if verdict.outcome != "pass" or not job.is_as_given or job.spec.evaluation.reference is not None:
         return verdict
     reason = (

@@ -178,7 +178,7 @@ def _with_data(job: Job, watcher: Watcher, *, random_data: bool) -> Job:
     """Returns the job with the data that calibrates it and that its result is compared on."""
     graph, spec, target = job.graph, job.spec, job.target
     if random_data:
-        watcher.warn("calibrating with random numbers: the accuracy of this engine is meaningless")
+        watcher.warn("calibrating with random numbers: the accuracy of this engine means nothing")
     needs = job.ranges is None and not job.is_as_given and job.needs_data
     calibration = None
     compares = job.ranges is None or spec.evaluation.data is None

@@ -51,7 +51,7 @@ def read_content(path: Path) -> bytes:
     """Returns the bytes of a file that is not empty; ModelError says what is wrong with it."""
     try:
         if path.is_dir():
-            raise ModelError(f"{path} is a folder; name the .onnx file in it")
+            raise ModelError(f"{path} is a folder; give the .onnx file in it")
         if path.exists() and not path.is_file():
             raise ModelError(f"{path} is a device, a pipe or a socket, not a file; name an .onnx file")
         content = path.read_bytes()

@@ -234,7 +234,7 @@ def load(
     if path.suffix == ".json" and not path.is_dir():
         return open_best(path, name, key, backend, _open)
     if name is not None:
-        raise UsageError(f"{path} is a build folder, in which nothing is called {name!r}; leave the name out")
+        raise UsageError(f"{path} is a build folder, which has no build {name!r}; leave the name out")
     return _open(path, read_whole_manifest(path, key=key), backend)
 
 

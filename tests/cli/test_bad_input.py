@@ -109,7 +109,7 @@ def test_a_bad_model_is_refused(
 def test_a_folder_by_any_name_is_refused(
     folder: Path, name: str, check_refused: Callable[[str, str], None], trtq: Callable[..., Result]
 ) -> None:
-    check_refused(name, f"{name} is a folder; name the .onnx file in it")
+    check_refused(name, f"{name} is a folder; give the .onnx file in it")
     result = trtq("quantize", name, "--ranges", "none.json")
     assert result.exit_code == 2
     assert result.stderr.startswith("error: ")

@@ -103,7 +103,7 @@ def test_one_kind_is_built_alone_and_the_others_stay_in_the_index(
     folder = Path(shutil.copytree(farm[0], tmp_path / "copy"))
     result = trtq("build-all", folder / "farm.toml", "--on", "small")
     assert result.exit_code == 0, result.stderr
-    assert "note: detector on large is left out: --on names other kinds of machines" in result.stderr
+    assert "note: detector on large is skipped: --on names other kinds of machines" in result.stderr
     index = json.loads((folder / "index.json").read_bytes())
     assert [item["kind"] for item in index["engines"]] == ["small", "large"]
     assert not (folder / "index.sig").exists()  # which was of another index

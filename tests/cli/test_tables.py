@@ -145,4 +145,4 @@ def test_a_search_tells_the_formats_and_what_they_cost() -> None:
     ]
     assert not [line for line in lines if "--skip" in line]  # the patterns alone do not reproduce it
     plain = printed(replace(report(0), auto=AutoReport("the gate holds", skip=("^d$",))))
-    assert "the same without it: --skip '^d$'" in plain
+    assert "to reproduce: --skip '^d$'" in plain

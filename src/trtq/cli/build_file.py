@@ -171,7 +171,7 @@ def _find_unknown(table: Mapping[str, Any]) -> Iterator[str]:
 def _find_misplaced(table: Mapping[str, Any], *own: str) -> Iterator[str]:
     """Yields a sentence for each key that is unknown, or is one of a build's own."""
     yield from _find_unknown(table)
-    yield from (f"{key} belongs into a [[build]]" for key in own if key in table)
+    yield from (f"{key} belongs in a [[build]]" for key in own if key in table)
 
 
 def _entry(

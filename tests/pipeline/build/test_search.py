@@ -254,7 +254,7 @@ def test_auto_is_for_int8_by_qdq(target: dict[str, Any]) -> None:
 def test_a_gate_that_no_int8_layer_holds_leaves_none(poisoned: Path) -> None:
     spec = replace(spec_for(poisoned), accuracy=AccuracySpec(min_cosine=0.99999999))
     report = build(poisoned, spec=spec, target=replace(AUTO, high_precision="fp32"))
-    assert report.reasons == ("no layer is quantized: what was compared is the float model",)
+    assert report.reasons == ("no layer is quantized: float was compared with float",)
     assert report.auto is not None
     assert report.auto.outcome.startswith("the gate holds, but with no layer in INT8: 2 of 2 layers are kept")
     assert (report.auto.quantized_macs, report.engine.layers_quantized) == (0.0, 0)
