@@ -52,7 +52,7 @@ def test_a_result_is_a_table_and_what_it_depends_on(monkeypatch: pytest.MonkeyPa
     result = trtq("bench", "m.trtq")
     assert result.exit_code == 0
     assert lines_of(result.stdout) == [
-        "model runs in p50 ms p90 ms p99 ms mean ms a second memory speed",
+        "model runs in p50 ms p90 ms p99 ms mean ms per second memory speed",
         "fp32 ONNX Runtime 1.31 0.123 0.250 17.8 1,234 9,010 123.3 MB 1",
         "[bold] tensorrt 10.3.0 0.123 0.250 17.8 1,234 12.3 2.5 MB 2.50x",
         "other tensorrt 10.3.0 0.123 0.250 17.8 1,234 12.3 - 2.50x",

@@ -50,8 +50,8 @@ def test_calibrate_writes_the_ranges_of_the_build(
     assert result.exit_code == 0
     count = len(read_ranges(built / "ranges.json").tensors)
     assert plain(result.stdout) == (
-        f"{count} tensors over 512 samples by {METHOD}\nrepairs: ...; # -> # dB SQNR on 64 calibration "
-        f"held-out samples\nwritten to {tmp_path / 'ranges.json'}\n"
+        f"{count} tensors over 512 samples by {METHOD}\nrepairs: ...; # -> # dB SQNR on 64 held-out "
+        f"calibration samples\nwritten to {tmp_path / 'ranges.json'}\n"
     )
     settings = f"note: settings are read from {model.parent / 'model.toml'}\n"
     assert result.stderr == f"{settings}note: raised the opset from 18 to 19\n"

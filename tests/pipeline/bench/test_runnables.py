@@ -114,7 +114,7 @@ def test_an_engine_in_its_folder_is_the_one_that_was_built(model: Path, data: Pa
     assert inputs.feed is None
     (folder / "model.engine").write_bytes(b"another")
     with pytest.raises(
-        ArtifactError, match=r"model\.engine is not the file that was built: its SHA-256 is not"
+        ArtifactError, match=r"model\.engine is not the file that was built: its SHA-256 does not"
     ):
         list_runnables([folder / "model.engine"], RunOptions())
 

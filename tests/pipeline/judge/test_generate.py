@@ -104,7 +104,7 @@ def test_the_first_token_that_differs_is_told(tmp_path: Path) -> None:
     assert lines[0] == "prompt 1, 2 tokens: diverges at token 2 of 4"
     assert lines[1] == "  a.onnx  4 8 0 0"
     assert lines[3] == "prompt 2, 2 tokens: the same 4 tokens"
-    assert lines[-1] == "the first 2.5 of 4 tokens are the same, in the mean"
+    assert lines[-1] == "on average, the first 2.5 of 4 tokens are the same"
     assert [item["diverges_at"] for item in json.loads(trtq(*arguments, "--json").stdout)] == [1, None]
 
 
