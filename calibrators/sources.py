@@ -166,7 +166,7 @@ def _open_files(files: Sequence[StoredFile], name: str, request: _Request) -> Ba
     kinds = sorted({_find_kind(file) for file in files})
     if len(kinds) > 1:
         shown = " and ".join(kind or "other files" for kind in kinds)
-        raise DataError(f"{name} holds {shown}; give files of one kind alone")
+        raise DataError(f"{name} holds {shown}; give files of one kind only")
     open_kind = _OPENERS.get(kinds[0])
     if open_kind is None:
         raise DataError(f"{name} is not a kind of data that trtq reads; give {ACCEPTED_DATA}")
@@ -301,7 +301,7 @@ def _from_polygraphy(file: StoredFile) -> Batches:
             loaded = reader.from_json(stream.read().decode())
         if not isinstance(loaded, list) or not all(isinstance(feed, Mapping) for feed in loaded):
             raise DataError(
-                f"{file.name} holds no list of feeds; save one with `polygraphy run --save-inputs`"
+                f"{file.name} contains no list of feeds; save one with `polygraphy run --save-inputs`"
             )
         feeds = [{name: np.asarray(value) for name, value in feed.items()} for feed in loaded]
 

@@ -229,7 +229,7 @@ def test_everything_that_is_wrong_is_told_at_once(folder: Path) -> None:
         "build 4 (a.onnx): Invalid value for '--backend': 'trt' is not one of 'auto', 'tensorrt', "
         "'tensorrt-rtx', 'onnxruntime'.",
         "build 5 (a.onnx): max_drop must be between 0 and 100 points, got 1000.0",
-        "builds 6 and 7 have the same output DIR/../models/a.trtq; give one an output of its own",
+        "builds 6 and 7 have the same output DIR/../models/a.trtq; give each its own output",
     ]
 
 

@@ -261,7 +261,7 @@ def test_data_that_is_missing_is_told(tmp_path: Path) -> None:
     (tmp_path / "model.data").unlink()
     result = trtq("quantize", path, "--weights", "int4", "-q")
     assert result.exit_code == 2
-    assert "which is not beside the model" in result.stderr
+    assert "which is not next to the model" in result.stderr
     assert sorted(item.name for item in tmp_path.iterdir()) == ["data.npz", "model.onnx"]
 
 

@@ -274,4 +274,4 @@ def _find_doubles(entries: Sequence[BuildEntry]) -> Iterator[str]:
         first = seen.setdefault(entry.output.resolve(), entry.number)
         if first != entry.number:
             both = f"builds {first} and {entry.number}"
-            yield f"{both} have the same output {entry.output}; give one an output of its own"
+            yield f"{both} have the same output {entry.output}; give each its own output"

@@ -77,7 +77,7 @@ def print_report(
         _print_weights(console, report.weights, verbose)
     if (held := report.kv_cache) is not None:
         pairs = format_count(len(held.scales), "input")
-        console.print(f"the cache comes and goes as {held.format.upper()} codes ({pairs})")
+        console.print(f"the KV cache inputs and outputs are {held.format.upper()} ({pairs})")
     if report.calibration is not None:
         _print_calibration(console, report.calibration)
     if report.repairs is not None:

@@ -353,5 +353,5 @@ def test_a_folder_with_nothing_that_runs_is_told(model: Path, data: Path, one_gp
     outputs = {name: digest for name, digest in manifest.outputs.items() if not name.endswith(".onnx")}
     (folder / NAME).write_bytes(to_json(type(manifest)(manifest.inputs, outputs, {}, {})))
     model.unlink()
-    with pytest.raises(UsageError, match=r"holds nothing to measure$"):
+    with pytest.raises(UsageError, match=r"has nothing to measure$"):
         list_runnables([folder], RunOptions())

@@ -58,7 +58,7 @@ def test_everything_of_the_report_is_on_the_page(report: Report, manifest: Manif
         logits=(logits,),
         weights=weights,
         top5={"fp32": 0.991, "int8": 0.9},
-        auto=AutoReport("the gate holds: 3 of 9 layers are kept"),
+        auto=AutoReport("the gate passes: 3 of 9 layers are kept"),
         reused=("ranges",),
         engine=replace(report.engine, warnings=("slow kernel",)),
     )
