@@ -122,7 +122,7 @@ def load(path: Path, *, min_opset: int) -> Graph:
     if unseen:
         names = ", ".join(node.name for node in unseen[:4]) + (" ..." if len(unseen) > 4 else "")
         nodes = format_count(len(unseen), "node")
-        notes.append(f"If/Loop bodies contain {nodes} with weights, not quantized: {names}")
+        notes.append(f"inside If/Loop bodies lie {nodes} with weights, not quantized: {names}")
     graph = Graph(model, path, sha256(), tuple(notes), unseen, is_rewritten=bool(changed))
     _ = graph.inputs, graph.outputs  # refuses strings and sequences
     return graph
@@ -305,4 +305,4 @@ def _nodes_in_bodies(model: ir.Model) -> Iterator[KeptNode]:
     top = set(model.graph)
     for node in model.graph.all_nodes():
         if node not in top and holds_weights(node):
-            yield KeptNode(node.name or node.op_type, node.op_type, "it is inside an If, Loop or Scan body")
+            yield KeptNode(node.name or node.op_type, node.op_type, "it lies inside an If, Loop or Scan body")

@@ -49,18 +49,14 @@ def explain_float(node: ir.Node, weight: ir.Value, activation: ir.Value, axis: i
     if is_filled(activation):
         return "filled: its input has one value everywhere, whatever the data (ConstantOfShape)"
     if node.op_type == "Conv" and _is_filter_bank(node, shape):
-        return (
-            f"filter-bank: a transform of one channel by {max(shape[2:])} taps, which quantization distorts"
-        )
+        return f"filter-bank: a transform of one channel by {max(shape[2:])} taps, which codes distort"
     num_outputs = shape[axis] if axis is not None and node.op_type != "ConvTranspose" else 0
     if 0 < num_outputs <= _FEW_OUTPUTS:
-        return (
-            f"few-outputs: quantized kernels process 16 output channels or more at once, it has {num_outputs}"
-        )
+        return f"few-outputs: kernels on codes take 16 output channels or more at once, it has {num_outputs}"
     if num_outputs and _is_last(node) and _is_small(weight):
         return "head: a small last layer, whose error reaches the outputs as it is"
     if node.op_type == "Conv" and _is_gate(node):
-        return "gate: squeeze-and-excitation works on one position, where quantization saves nothing"
+        return "gate: squeeze-and-excitation works on one position, where codes save nothing"
     return ""
 
 
