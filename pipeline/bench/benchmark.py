@@ -152,10 +152,10 @@ def bench(
             four times as long until that is decided. None: nothing is judged.
         layers: Whether what was built and the float one are run again with their kernels timed. That is also
             done with what is too slow.
-        watcher: Gets the progress.
+        watcher: Receives the progress.
 
     Raises:
-        UsageError, ModelError, DataError: Something that was given cannot be used.
+        UsageError, ModelError, DataError: An argument cannot be used.
         ArtifactError: A build folder is not what was built, or an engine does not fit.
         MissingDependency: Nothing that was given can be run here.
     """

@@ -68,10 +68,10 @@ def prepare(
         target: What is built.
         output: The folder; None: `<name>.trtq` beside the model.
         random_data: Whether random numbers calibrate the model.
-        watcher: Hears of the progress.
+        watcher: Receives the progress.
 
     Raises:
-        ModelError, DataError, UsageError: Something that was given cannot be used.
+        ModelError, DataError, UsageError: An argument cannot be used.
         MissingDependency: The backend does not work here.
     """
     return complete_job(load_job(path, spec, target, output, watcher), watcher, random_data=random_data)

@@ -256,7 +256,9 @@ def test_a_gate_that_no_int8_layer_holds_leaves_none(poisoned: Path) -> None:
     report = build(poisoned, spec=spec, target=replace(AUTO, high_precision="fp32"))
     assert report.reasons == ("no layer is quantized: float was compared with float",)
     assert report.auto is not None
-    assert report.auto.outcome.startswith("the gate passes, but with no layer in INT8: 2 of 2 layers are kept")
+    assert report.auto.outcome.startswith(
+        "the gate passes, but with no layer in INT8: 2 of 2 layers are kept"
+    )
     assert (report.auto.quantized_macs, report.engine.layers_quantized) == (0.0, 0)
     (warning,) = (item for item in report.warnings if item.startswith("only 0.0% of the MACs are in INT8, "))
     assert "with every layer in INT8 the outputs had an SQNR of " in warning

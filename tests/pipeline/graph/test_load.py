@@ -249,7 +249,8 @@ def test_weights_inside_bodies_are_reported(
     graph = load(path, min_opset=13)
     assert sorted(node.name for node in graph.unseen) == ["inner", "other"]
     assert any(
-        re.match("inside If/Loop bodies lie 2 nodes with weights, not quantized: ", note) for note in graph.notes
+        re.match("inside If/Loop bodies lie 2 nodes with weights, not quantized: ", note)
+        for note in graph.notes
     )
     for branch in (True, False):
         assert_equal_outputs(path, graph.model, feed={"c": np.array(branch)})
