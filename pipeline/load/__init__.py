@@ -218,7 +218,7 @@ def load(
         key: Public Ed25519 key (PEM) that must have signed the folder or the index; None: signatures are not
             checked.
         backend: What runs it; None: the backend of the build. "onnxruntime" runs the Q/DQ model of any build
-            on the CPU, with graph optimizations off.
+            on the CPU; that of a TensorRT build with graph optimizations off.
 
     Raises:
         ArtifactError: The folder is not a build, a file has changed since the build or is outside, `key` did
