@@ -71,7 +71,7 @@ HEAD = '<ir_version: 9, opset_import: ["" : 19]>'
     ("prepare", "message"),
     [
         pytest.param(lambda: None, "cannot read the model bad.onnx: No such file", id="no file"),
-        pytest.param(lambda: Path("bad.onnx").mkdir(), "bad.onnx is a folder; name the .onnx", id="folder"),
+        pytest.param(lambda: Path("bad.onnx").mkdir(), "bad.onnx is a folder; give the .onnx", id="folder"),
         pytest.param(lambda: _write(b""), "bad.onnx is empty; export the model again", id="empty"),
         pytest.param(lambda: _write(b"hello world\n"), "bad.onnx is not an ONNX model, or is cut", id="text"),
         pytest.param(lambda: _write(b"<html>" * 99), "bad.onnx is not an ONNX model", id="web page"),

@@ -210,7 +210,7 @@ def test_inspect_tells_what_loading_changes_and_why_layers_stay_float(
 
 def test_inspect_shows_a_quantized_model(built: Path) -> None:
     lines = trtq("inspect", built / "model.int8.onnx").stdout.splitlines()
-    assert lines[-1] == "quantized already: 11 layers behind Q/DQ: 11 in INT8"
+    assert lines[-1] == "quantized already: 11 layers with Q/DQ: 11 in INT8"
 
 
 def test_inspect_shows_a_build_folder_and_its_damage(

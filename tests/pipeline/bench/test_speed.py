@@ -235,7 +235,7 @@ def test_the_layers_of_a_pair_stand_beside_each_other(path_of: Callable[..., Pat
 
 def test_layers_need_a_float_one_beside(model: Path) -> None:
     with pytest.raises(
-        UsageError, match=r"^--layers puts a quantized or FP16 model or engine beside a float"
+        UsageError, match=r"^--layers compares a quantized or FP16 model or engine with a float"
     ):
         bench(model, options=RunOptions(device="cpu"), schedule=QUICK, layers=True)
 

@@ -148,7 +148,7 @@ def test_a_mask_is_no_prompt(tmp_path: Path) -> None:
             "g (int64[N, S] input_ids, float[N, P, 2] past) => (float[N, S, 1] y) "
             "{ a = Cast <to = 1> (input_ids) s = ReduceSum <keepdims = 0> (past) b = Add (a, s) "
             "y = Unsqueeze (b, two) }",
-            "has a cache 'past' as input, and none of that name as output",
+            "has the cache input 'past', but no such output",
         ),
         (
             "g (int64[N, S] input_ids) => (float[N, S, 1] y, float[1] z) "
