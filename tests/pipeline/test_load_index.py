@@ -163,7 +163,7 @@ def test_names_must_be_there_and_tell_builds_apart(index: Path) -> None:
     write_index(index, [engines[2], engines[2]], None)
     with pytest.raises(UsageError, match=r"has several builds named 'model'; give each a unique"):
         load(index)
-    with pytest.raises(UsageError, match=r"is a build folder, in which nothing is called 'model'; leave the"):
+    with pytest.raises(UsageError, match=r"is a build folder, which has no build 'model'; leave the"):
         load(index.parent / "model.cpu.trtq", name="model")
 
 
