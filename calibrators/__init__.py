@@ -66,8 +66,8 @@ def create_method(spec: CalibrationSpec) -> Method:
     own = list_parameters(method)
     if foreign := [name for name in sorted(spec.parameters) if name not in (*own, *_ANYWHERE)]:
         raise UsageError(
-            f"{foreign[0]} is no parameter of the calibration method {spec.method}; "
-            f"it has {', '.join(own) or 'none'}"
+            f"{foreign[0]} is not a parameter of the calibration method {spec.method}; it has "
+            f"{', '.join(own) or 'none'}"
         )
     return method(**{name: value for name, value in spec.parameters.items() if name in own})
 

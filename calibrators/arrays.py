@@ -52,8 +52,8 @@ def _check_sample_axis(file: StoredFile, names: Sequence[str]) -> int:
         for name, reader in readers.items():
             if not reader.shape:
                 raise DataError(
-                    f"array {name!r} of {file.name} has no sample axis; for inputs without one give a folder "
-                    f"of .npz files, each one feed as the model takes it"
+                    f"array {name!r} of {file.name} has no sample axis; for inputs without one give a "
+                    "folder of .npz files, one batch each"
                 )
         counts = {name: reader.shape[0] for name, reader in readers.items()}
     if len(set(counts.values())) > 1:

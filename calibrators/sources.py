@@ -43,9 +43,10 @@ from trtq.models.spec import Data, names_script
 _MOST_RANDOM = 1 << 30
 _Place: TypeAlias = StoredFile | LocalFolder | RemoteFolder | Listed
 ACCEPTED_DATA = (
-    "an .npz or .npy whose arrays have a leading sample axis, a folder of .npz files (each one feed with its "
-    "batch axis), a folder of images, tar shards, Parquet files, videos, a .json of inputs saved by "
-    "Polygraphy, script.py:function that yields dicts of arrays, or the URL of one of these but the script"
+    "an .npz or .npy file with the samples on the first axis, a folder of .npz files (one batch "
+    "each), a folder of images, tar shards, Parquet files, videos, a .json of inputs saved by "
+    "Polygraphy, script.py:function that yields dicts of arrays, or a URL of any of these except a "
+    "script"
 )
 
 
@@ -165,7 +166,7 @@ def _open_files(files: Sequence[StoredFile], name: str, request: _Request) -> Ba
     kinds = sorted({_find_kind(file) for file in files})
     if len(kinds) > 1:
         shown = " and ".join(kind or "other files" for kind in kinds)
-        raise DataError(f"{name} holds {shown}; give files of one kind alone")
+        raise DataError(f"{name} holds {shown}; give files of one kind only")
     open_kind = _OPENERS.get(kinds[0])
     if open_kind is None:
         raise DataError(f"{name} is not a kind of data that trtq reads; give {ACCEPTED_DATA}")
@@ -300,7 +301,7 @@ def _from_polygraphy(file: StoredFile) -> Batches:
             loaded = reader.from_json(stream.read().decode())
         if not isinstance(loaded, list) or not all(isinstance(feed, Mapping) for feed in loaded):
             raise DataError(
-                f"{file.name} holds no list of feeds; save one with `polygraphy run --save-inputs`"
+                f"{file.name} contains no list of feeds; save one with `polygraphy run --save-inputs`"
             )
         feeds = [{name: np.asarray(value) for name, value in feed.items()} for feed in loaded]
 

@@ -208,13 +208,13 @@ def _decode(image: Any, channels: str, name: str) -> Any:
         pixels = np.asarray(image)
         if pixels.size and not 0 <= int(pixels.min()) <= int(pixels.max()) <= _LARGEST_16_BITS:
             raise DataError(
-                f"{name} holds whole numbers from {pixels.min()} to {pixels.max()}, not 0 to 65535 as 16 "
-                f"bits do; give arrays in .npz files"
+                f"{name} has pixel values from {pixels.min()} to {pixels.max()}, not 0 to 65535 as 16 "
+                "bits do; give arrays in .npz files"
             )
         pillow = lazy.require("PIL.Image", "images", "reading images")
         return pillow.fromarray(pixels.astype(np.float32) / np.float32(_LARGEST_16_BITS / 255))
     if image.mode == "F":
-        raise DataError(f"{name} holds floats, whose range nothing tells; give arrays in .npz files")
+        raise DataError(f"{name} has float pixels of unknown range; give arrays in .npz files")
     return image.convert("L" if channels == "L" else "RGB")
 
 

@@ -171,8 +171,8 @@ class QuantizationSpec:
         if not self.repair or is_mixed or ("none" in self.repair and len(self.repair) > 1):
             raise UsageError(
                 f"repair is {AUTO} alone, none alone, or some of {', '.join(REPAIRS)}; "
-                f"{', '.join(SLOW_REPAIRS)} may stand beside {AUTO} or these; "
-                f"got {', '.join(self.repair) or 'nothing'}"
+                f"{', '.join(SLOW_REPAIRS)} can be added to {AUTO} or these; got "
+                f"{', '.join(self.repair) or 'nothing'}"
             )
 
     @property

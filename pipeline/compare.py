@@ -38,10 +38,10 @@ def compare(
         candidate: The ONNX file that is judged, or a build folder: then its engine is run. Its inputs and
             outputs have the same names.
         spec: With the data to compare on; None: read from beside the reference.
-        watcher: Gets the progress.
+        watcher: Receives the progress.
 
     Raises:
-        ModelError, DataError, UsageError: Something that was given cannot be used.
+        ModelError, DataError, UsageError: An argument cannot be used.
         ArtifactError: The engine was changed, or is for another version or GPU.
         MissingDependency: What runs the engine is not here.
     """
@@ -99,10 +99,10 @@ def compare_writing(
         prompts: Ids of tokens, one prompt a line, or the rows of a .npy file.
         count: How many tokens are written.
         spec: With the libraries of operators; None: read from beside the reference.
-        watcher: Gets the progress.
+        watcher: Receives the progress.
 
     Raises:
-        ModelError, DataError, UsageError: Something that was given cannot be used.
+        ModelError, DataError, UsageError: An argument cannot be used.
         ArtifactError: The folder was changed.
     """
     watcher = choose_watcher(watcher)
@@ -131,10 +131,10 @@ def compare_reading(
         window: How many tokens a model reads at a time.
         stride: By how many tokens the window is moved; None: by half of it.
         spec: With the libraries of operators; None: read from beside the reference.
-        watcher: Gets the progress.
+        watcher: Receives the progress.
 
     Raises:
-        ModelError, DataError, UsageError: Something that was given cannot be used.
+        ModelError, DataError, UsageError: An argument cannot be used.
         ArtifactError: The folder was changed.
     """
     watcher, stride = choose_watcher(watcher), window // 2 if stride is None else stride

@@ -101,10 +101,10 @@ def export(
         target: As `trtq.models.target.load_module` takes it.
         output: The ONNX file to write.
         options: How.
-        watcher: Gets the progress.
+        watcher: Receives the progress.
 
     Raises:
-        UsageError, ModelError, DataError: Something that was given cannot be used.
+        UsageError, ModelError, DataError: An argument cannot be used.
         GateError: The exported model computes something else.
         ArtifactError: A file cannot be written.
         MissingDependency: PyTorch, or the library that the target names, is not installed.

@@ -41,7 +41,7 @@ _PICTURE_TYPES = ("float16", "float32", "bfloat16", "uint8")
 _SECTIONS = {
     "calibration": "The data that the ranges come from: a few hundred samples as the model will see them.",
     "evaluation": "What is compared with the float model; without it, the calibration data.",
-    "accuracy": "The gate: trtq build fails with exit code 3 if it does not hold.",
+    "accuracy": "The gate: if it fails, trtq build exits with code 3.",
     "layers": "Which layers keep a higher precision: regular expressions searched in node names.",
     "quantization": "How the model is quantized.",
 }
@@ -189,7 +189,7 @@ def _guess(graph: Graph) -> tuple[str, str]:
         return "clip", f"its outputs are {', '.join(outputs)} of {graph.path.name}"
     if "vit" in text:
         return "vit", f"its name is {graph.path.name}"
-    return "imagenet", f"{picture.name!r} takes images, and nothing shows which: look at the numbers"
+    return "imagenet", f"{picture.name!r} takes images, but their kind is unknown: check the numbers"
 
 
 def _describe(clues: Clues, preset: str) -> ModelSpec:

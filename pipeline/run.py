@@ -59,21 +59,21 @@ def run(
     key: Path | str | None = None,
     watcher: Watcher | None = None,
 ) -> RunOutcome:
-    """Returns what the engine of a build gives for data, and writes it to a file if one is named.
+    """Runs a build on data, returns the outputs, and writes them to a file if one is given.
 
     Args:
-        folder: Of the build; or the index of several.
-        data: In any form that calibration data has. Pictures are prepared as for the build.
-        output: The `.npz` file to write, one array an output; it appears whole or not at all.
+        folder: The build folder; or an index.
+        data: Input data, in any format of calibration data. Images are preprocessed as for the build.
+        output: The `.npz` file to write, one array per output; it is written atomically.
         samples: Use only this many, rounded up to whole batches; None: all.
-        name: Of the build in an index, as of `load`.
-        backend: Who runs it, as of `load`.
-        key: A public key that must have signed the folder or index, as of `load`.
-        watcher: Hears of the progress.
+        name: As for `load`.
+        backend: As for `load`.
+        key: As for `load`.
+        watcher: Receives the progress.
 
     Raises:
-        DataError: The data does not fit, or an output cannot be joined over the runs.
-        UsageError, ArtifactError, MissingDependency: As of `load`; or the output cannot be written.
+        DataError: The data does not fit, or an output cannot be concatenated over the runs.
+        UsageError, ArtifactError, MissingDependency: As for `load`; or the output cannot be written.
     """
     watcher = choose_watcher(watcher)
     if samples is not None and samples < 1:

@@ -74,19 +74,19 @@ def sensitivity(
 
     Args:
         model: The ONNX file; or a build folder, whose own layers, ranges, repairs and data are taken.
-        spec: What is known of the model; None: read from `<name>.toml` or `model.toml` beside it, or the
+        spec: The model settings; None: read from `<name>.toml` or `model.toml` next to it, or the
             settings of the build.
         target: Which types of nodes are quantized, and the precision of the rest: if that is "auto", FP32 for
             the backend "onnxruntime" and FP16 for others. The backend need not work here. A build has its
             own.
         output: The file to write; None: `<name>.sensitivity.json` beside the model or the folder.
         random_data: Take random numbers, to try it.
-        watcher: Is told of the progress.
+        watcher: Receives the progress.
         workers: Who share the layers: `trtq.Processes` or `trtq.Ray`; None: this process measures all. With a
             metric of the user's own they share the data, and it is computed here.
 
     Raises:
-        ModelError, DataError, UsageError: Something that was given cannot be used, or no layer is quantized.
+        ModelError, DataError, UsageError: An argument cannot be used, or no layer is quantized.
         ArtifactError: The file cannot be written, or is something else; the build was changed, or is not one
             of INT8 with Q/DQ.
     """

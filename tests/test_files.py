@@ -131,9 +131,7 @@ def test_nothing_is_written_into_a_folder_that_is_read(tmp_path: Path) -> None:
 def test_two_outputs_are_two_files(tmp_path: Path) -> None:
     (tmp_path / "more").mkdir()
     check_outputs({"--output": tmp_path / "a", "--chart": tmp_path / "b", "--other": None})
-    with pytest.raises(
-        UsageError, match=r"a is given as --output and as --chart; give each a file of its own"
-    ):
+    with pytest.raises(UsageError, match=r"a is given as --output and as --chart; give each its own file"):
         check_outputs({"--output": tmp_path / "a", "--chart": tmp_path / "more" / ".." / "a"})
     (tmp_path / "b").touch()
     with pytest.raises(ArtifactError, match=r"b is read by this command; choose another file with --chart"):

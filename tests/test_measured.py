@@ -114,7 +114,7 @@ def test_what_is_said_of_linear_time_is_what_was_measured() -> None:
 def test_the_runs_of_auto_are_those_that_were_measured() -> None:
     models = results("automatic")["models"].values()
     passes = [model["passes"] for model in models if model["passes"]]
-    said = f"On four nets of 42 to 74 quantized layers `--auto` took the time of {min(passes):.0f} to "
+    said = f"On four models of 42 to 74 quantized layers `--auto` took as long as {min(passes):.0f} to "
     assert len(passes) == 4
     assert f"{said}{max(passes):.0f} runs" in (ROOT / "docs" / "gate.md").read_text("utf-8")
 

@@ -183,7 +183,7 @@ def _read_cell(cell: Any, name: str, where: str, wanted: Wanted, steps: Preproce
 def _require_picture(name: str, where: str, wanted: Wanted, steps: Preprocess) -> PictureInput:
     found = find_picture_input(wanted.inputs, steps, name)
     if found is None:
-        raise DataError(f"column {name!r} of {where} holds bytes, and {name!r} is no input of rank 4")
+        raise DataError(f"column {name!r} of {where} holds bytes, and {name!r} is not an input of rank 4")
     return found
 
 

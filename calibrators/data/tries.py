@@ -83,5 +83,5 @@ def _find_status(error: Exception) -> int | None:
 def describe_change(name: str) -> DataError:
     """Returns what to tell of a file that has become another one."""
     return DataError(
-        f"{name} has changed since it was found; run this again when nobody writes to it, or give a copy"
+        f"{name} has changed since it was found; run this again when nothing writes to it, or give a copy"
     )

@@ -152,10 +152,10 @@ def bench(
             four times as long until that is decided. None: nothing is judged.
         layers: Whether what was built and the float one are run again with their kernels timed. That is also
             done with what is too slow.
-        watcher: Gets the progress.
+        watcher: Receives the progress.
 
     Raises:
-        UsageError, ModelError, DataError: Something that was given cannot be used.
+        UsageError, ModelError, DataError: An argument cannot be used.
         ArtifactError: A build folder is not what was built, or an engine does not fit.
         MissingDependency: Nothing that was given can be run here.
     """
@@ -246,8 +246,8 @@ def _find_pairs(
         )
     if has_layers and all(pair.reference in (None, pair.candidate) for pair in pairs):
         raise UsageError(
-            "--layers puts a quantized or FP16 model or engine beside a float one that runs in the same way, "
-            "and there are no such two among what was given; give a build folder, or both"
+            "--layers compares a quantized or FP16 model or engine with a float one on the same "
+            "device, and the targets have no such pair; give a build folder, or both"
         )
     return pairs
 
@@ -376,8 +376,8 @@ def _notes(items: Sequence[Runnable], measured: Sequence[Timing], here: Machine)
     for result in measured:
         if result.device == "cuda" and devices.get(result.against) == "cpu":
             yield (
-                f"{result.name}: its speed is beside {result.against} on the CPU; "
-                f"onnxruntime-gpu gives FP32 on the GPU"
+                f"{result.name}: its speed is relative to {result.against} on the CPU; onnxruntime-gpu "
+                "gives FP32 on the GPU"
             )
         if result.num_runs < _FEW_RUNS:
             yield f"{result.name}: p90 and p99 are of {result.num_runs} runs alone; --seconds makes more"

@@ -124,7 +124,7 @@ def list_runnables(
     for target in targets:
         collector.add(target, f"{target.name} " if len(targets) > 1 else "")
     if not collector.runnables:
-        none = UsageError(f"{targets[0]} holds nothing to measure")
+        none = UsageError(f"{targets[0]} has nothing to measure")
         raise next(iter(collector.errors), none)
     return _named(collector.runnables), tuple(collector.skipped), collector.inputs(choose_watcher(watcher))
 

@@ -24,8 +24,8 @@ from trtq.progress import Watcher
 
 Turns = Mapping[str, tuple[Turn, ...]]
 _FLOATS = ("fp16", "fp32")
-_NO_ENGINE = "no float engine of its model was measured beside it; give that of --fp16 as a target too"
-_NO_MODEL = "its float model was not measured beside it on the same device; give that as a target too"
+_NO_ENGINE = "no float engine of its model was measured with it; give that of --fp16 as a target too"
+_NO_MODEL = "its float model was not measured with it on the same device; give that as a target too"
 
 
 @dataclass(frozen=True, slots=True)

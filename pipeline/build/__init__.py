@@ -64,35 +64,34 @@ def build(
 ) -> Report:
     """Builds an engine, compares it with the float model, and returns the report.
 
-    Writes to `output` the engine, the INT8 and FP16 models, the ranges, the calibration cache, the manifest
-    and the report; the folder appears whole or not at all. Stages of an earlier build in that folder are
-    used again where their inputs are the same; a speed that was not decided is measured again. The verdict
-    of the report says whether the gate holds.
+    Writes the engine, the INT8 and FP16 models, the ranges, the calibration cache, the manifest and the
+    report to `output`, atomically. Stages of an earlier build in that folder are reused if their inputs are
+    unchanged; an undecided speed gate is measured again. The report's verdict is the result of the gate.
 
     Args:
-        model: The ONNX file; or the model itself, which is saved beside the output.
-        data: What calibrates it: what `--calib-data` takes; or an array, a dict of arrays or an iterable of
-            dicts, which are saved beside the output. None: what the settings name.
-        spec: The model's settings; None: read from `<name>.toml` or `model.toml` beside it.
-        target: What is built; None: INT8 with the first engine builder that works here.
-        output: The folder; None: `<name>.trtq` beside the model. A file that ends in .engine, .plan or .trt
-            gets a copy of the engine unless the gate fails; the folder then lies beside it.
-        random_data: Calibrate with random numbers, to try a build; the verdict is then "unverified".
-        sign_key: A private Ed25519 key in PEM that signs the folder, unless the gate fails. Of an earlier
-            build, only what this key has signed is used again.
-        watcher: Hears of the progress; None: it is logged, and drawn in a notebook.
-        workers: Who share the calibration, the trials, GPTQ and AWQ, the choice of formats and the comparison
-            of models: `trtq.Processes` or `trtq.Ray`; None: threads of this process. The result is the same.
-        shared: Ranges that were made from the same arguments for builds on several kinds of machines; see
-            `trtq build-all`. None: they are made here.
-        **options: Every option of `trtq build`, with underscores for its dashes, in place of what `spec` and
-            `target` say: int8=True, skip=["^head"], min_cosine=0.999, backend="onnxruntime".
+        model: The ONNX file; or the model itself, which is then saved next to the output.
+        data: Calibration data: anything that `--calib-data` takes; or an array, a dict of arrays or an
+            iterable of dicts, which are saved next to the output. None: the data named in the settings.
+        spec: The model settings; None: read from `<name>.toml` or `model.toml` next to it.
+        target: What to build; None: INT8 with the first engine builder that works here.
+        output: The build folder; None: `<name>.trtq` next to the model. If it ends in .engine, .plan or .trt,
+            the engine is also copied to that file unless the gate fails, with the folder next to it.
+        random_data: Calibrate with random numbers, to try out a build; the verdict is then "unverified".
+        sign_key: Private Ed25519 key (PEM) to sign the folder with, unless the gate fails. An earlier build
+            is reused only if this key signed it.
+        watcher: Receives the progress; None: it is logged, and shown as a bar in a notebook.
+        workers: Where calibration, trials, GPTQ and AWQ, the choice of formats and comparisons run:
+            `trtq.Processes` or `trtq.Ray`; None: threads of this process. The result is the same.
+        shared: Ranges made from the same arguments for builds on several kinds of machines; see
+            `trtq build-all`. None: this build calibrates itself.
+        **options: Options of `trtq build`, with underscores for dashes; they override `spec` and `target`:
+            int8=True, skip=["^head"], min_cosine=0.999, backend="onnxruntime".
 
     Raises:
-        ModelError, DataError, UsageError: Something that was given cannot be used.
-        ArtifactError: The output cannot be written, or its folder is not trtq's.
-        BuildError: The engine was not built.
-        MissingDependency: The engine builder, or what signs, is not installed.
+        ModelError, DataError, UsageError: An argument cannot be used.
+        ArtifactError: The output cannot be written, or its folder was not written by trtq.
+        BuildError: The engine could not be built.
+        MissingDependency: The engine builder, or the signing library, is not installed.
         WorkerError: The workers cannot be reached, or died.
     """
     log = Log(choose_watcher(watcher))
@@ -287,7 +286,7 @@ def _judge(job: Job, comparison: Comparison | None) -> Verdict:
         comparison, job.spec.accuracy, candidate=name, is_random=job.is_random, is_inexact=inexact
     )
     if verdict.outcome == "pass" and (nothing := _find_nothing_done(job)):
-        return Verdict("unverified", (f"{nothing}: what was compared is the float model",))
+        return Verdict("unverified", (f"{nothing}: float was compared with float",))
     if verdict.outcome != "pass" or not job.is_as_given or job.spec.evaluation.reference is not None:
         return verdict
     reason = (

@@ -229,8 +229,8 @@ def _save_model(model: onnx.ModelProto | ir.Model, output: Path | str | None) ->
         )
     if output is None:
         raise UsageError(
-            "a model in memory needs an output, such as output='model.trtq': it is saved beside that as "
-            "model.given.onnx"
+            "a model in memory needs an output, such as output='model.trtq': it is saved next to that "
+            "as model.given.onnx"
         )
     path = _place(output, ".given.onnx")
     if isinstance(model, onnx.ModelProto):

@@ -20,7 +20,7 @@ from trtq.records import REFERENCES
 
 _FEW_MACS, _MOST_NAMED = 0.8, 3
 """Below this share of what could be quantized, in MACs, a warning names so many layers."""
-HOLDS: Mapping[str, str] = {"pass": "the gate holds", "unverified": "the gate does not fail"}
+HOLDS: Mapping[str, str] = {"pass": "the gate passes", "unverified": "the gate does not fail"}
 """By the outcome of the verdict."""
 
 
@@ -151,7 +151,7 @@ def _describe(
     if attempts > 1:
         done += (
             "; the first choice failed on the held-out data, which then decided how many more to "
-            f"{'raise' if words else 'keep'}, in {attempts} attempts: it is no longer wholly "
+            f"{'raise' if words else 'keep'}, in {attempts} attempts: the result is no longer fully "
             "independent"
         )
     if verdict.outcome == "fail":

@@ -91,7 +91,7 @@ def find_float_fallbacks(job: Job, fallbacks: Sequence[Fallback]) -> dict[str, s
     forced = [re.compile(pattern) for pattern in job.spec.layers.force]
     quantized = {node.name for node in job.placement.layers}
     return {
-        item.node: f"{NO_KERNEL}the builder ran it as {item.runs_as} behind Q/DQ"
+        item.node: f"{NO_KERNEL}the builder ran it as {item.runs_as} despite its Q/DQ"
         for item in fallbacks
         if item.node in quantized
         and item.op_type in DEFAULT_OP_TYPES

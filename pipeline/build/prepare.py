@@ -68,10 +68,10 @@ def prepare(
         target: What is built.
         output: The folder; None: `<name>.trtq` beside the model.
         random_data: Whether random numbers calibrate the model.
-        watcher: Hears of the progress.
+        watcher: Receives the progress.
 
     Raises:
-        ModelError, DataError, UsageError: Something that was given cannot be used.
+        ModelError, DataError, UsageError: An argument cannot be used.
         MissingDependency: The backend does not work here.
     """
     return complete_job(load_job(path, spec, target, output, watcher), watcher, random_data=random_data)
@@ -180,7 +180,7 @@ def _with_data(job: Job, watcher: Watcher, *, random_data: bool) -> Job:
     """Returns the job with the data that calibrates it and that its result is compared on."""
     graph, spec, target = job.graph, job.spec, job.target
     if random_data:
-        watcher.warn("calibrating with random numbers: the accuracy of this engine is meaningless")
+        watcher.warn("calibrating with random numbers: the accuracy of this engine means nothing")
     needs = job.ranges is None and not job.is_as_given and job.needs_data
     calibration = None
     compares = job.ranges is None or spec.evaluation.data is None

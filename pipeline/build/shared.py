@@ -77,7 +77,7 @@ def share_ranges(
         output: Where it goes, as of `build`.
         random_data: Calibrate with random numbers.
         sign_key: Of an earlier build, only what this private key has signed is used again.
-        watcher: Hears of the progress.
+        watcher: Receives the progress.
         workers: Who share the work.
         earlier: Folders of builds whose ranges are taken if they are the same.
 

@@ -26,4 +26,4 @@ def read_settings(manifest: Manifest, folder: Path) -> tuple[ModelSpec, Target]:
         spec = replace(from_plain(manifest.settings.get("model"), ModelSpec), file=str(folder / NAME))
         return spec, from_plain(manifest.settings.get("target"), Target)
     except ValueError as error:
-        raise ArtifactError(f"{folder / NAME} does not hold the settings of a build: {error}") from error
+        raise ArtifactError(f"{folder / NAME} does not contain the settings of a build: {error}") from error

@@ -44,7 +44,7 @@ FP16 = FloatFormat(
     dtype=ir.DataType.FLOAT16,
     array_dtype=np.dtype(np.float16),
     smallest_scale=2.0**-24,
-    advice="it fits, and nothing is more exact at this speed; INT8 with calibration may be faster",
+    advice="it fits, and nothing is more accurate at this speed; INT8 with calibration may be faster",
 )
 BF16 = FloatFormat(
     name="bf16",

@@ -51,7 +51,7 @@ def read_content(path: Path) -> bytes:
     """Returns the bytes of a file that is not empty; ModelError says what is wrong with it."""
     try:
         if path.is_dir():
-            raise ModelError(f"{path} is a folder; name the .onnx file in it")
+            raise ModelError(f"{path} is a folder; give the .onnx file in it")
         if path.exists() and not path.is_file():
             raise ModelError(f"{path} is a device, a pipe or a socket, not a file; name an .onnx file")
         content = path.read_bytes()
@@ -130,13 +130,13 @@ def _check_external(tensor: onnx.TensorProto, where: Mapping[str, str], path: Pa
     data = path.parent / location
     if not is_beside(location):
         raise ModelError(
-            f"{path}: the weights of {tensor.name!r} lie in {location!r}, outside of the model's folder; "
-            f"save the model again, with its weights beside it"
+            f"{path}: the weights of {tensor.name!r} lie in {location!r}, outside of the model's "
+            "folder; save the model again, with its weights next to it"
         )
     if not is_file(data):
         raise ModelError(
-            f"{path}: the weights of {tensor.name!r} lie in {location!r}, which is not beside the model; "
-            f"copy that file to {path.parent}"
+            f"{path}: the weights of {tensor.name!r} lie in {location!r}, which is not next to the "
+            f"model; copy that file to {path.parent}"
         )
     whole = math.ceil(math.prod(tensor.dims) * ir.DataType(tensor.data_type).itemsize)
     offset, length = where.get("offset", "0"), where.get("length", str(whole))

@@ -49,7 +49,7 @@ class Decoder:
         self._positions = {name: self._find_positions(port) for name, port in self._caches.items()}
         self._presents = pair_states(self._caches, outputs)
         if missing := [name for name in self._caches if name not in self._presents]:
-            raise ModelError(f"{path} has a cache {missing[0]!r} as input, and none of that name as output")
+            raise ModelError(f"{path} has the cache input {missing[0]!r}, but no such output")
         logits = ["logits"] if "logits" in outputs else [name for name in outputs if "logit" in name.lower()]
         self._logits = self._find_one("logits", logits, outputs)
         self._roles = {name: self._find_role(port) for name, port in self._plain.items()}

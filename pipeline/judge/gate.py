@@ -196,7 +196,9 @@ def _check_metric(comparison: Comparison, candidate: str, reference: str, gate: 
     if reasons := _drop_reasons(comparison, candidate, reference, gate):
         return [Check(name, "fail", reasons[0])]
     before, after = (format_score(score, comparison.metric) for score in (theirs, ours))
-    return [Check(name, "pass", f"{after} beside {before}, the gate allows to lose {gate.max_drop:g} points")]
+    return [
+        Check(name, "pass", f"{after} against {before}, the gate allows a drop of {gate.max_drop:g} points")
+    ]
 
 
 def _list_bad_fp16(comparison: Comparison, gate: AccuracySpec) -> list[OutputComparison]:

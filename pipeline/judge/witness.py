@@ -57,7 +57,7 @@ def check_against_file(
     Args:
         graph: What was loaded, perhaps repaired.
         batches: The data of which the first samples are taken; None: made-up numbers.
-        watcher: Hears of the progress.
+        watcher: Receives the progress.
         shapes: Of made-up inputs, by name, where they are known.
         most_bytes: Memory that this may take; None: what is free.
 

@@ -58,17 +58,17 @@ class _Running:
 
 @dataclass(frozen=True)
 class LoadedEngine:
-    """A build folder whose engine fits this machine. As a context manager it gives memory back at the end.
+    """A build folder whose engine fits this machine. As a context manager it frees the memory at the end.
 
     Attributes:
-        folder: Where it is.
-        backend: Who runs it.
-        report: Of the build.
-        onnx: The file to run, where the backend runs ONNX itself; None where there is a plan.
-        sha256: Of the plan or the ONNX file.
-        model: The name of the ONNX file with the inputs and outputs of the engine.
-        manifest: Of the folder.
-        is_exact: Whether an ONNX file that was made for another backend is run, each node as it stands.
+        folder: The build folder.
+        backend: The backend that runs it.
+        report: The report of the build.
+        onnx: The ONNX file to run; None if there is a plan.
+        sha256: Digest of the plan or the ONNX file.
+        model: Name of the ONNX file with the inputs and outputs of the engine.
+        manifest: The manifest of the folder.
+        is_exact: Whether an ONNX file made for another backend runs here, with graph optimizations off.
     """
 
     folder: Path
@@ -210,31 +210,29 @@ def load(
     key: Path | str | None = None,
     backend: str | None = None,
 ) -> LoadedEngine:
-    """Returns the engine of a build folder, or the one for this machine of an index of several.
+    """Opens the engine of a build folder, or the engine for this machine from an index.
 
     Args:
-        folder: Of a build; or the index that `trtq build-all` wrote.
-        name: Of the build in an index; None: it has one alone.
-        key: A public Ed25519 key in PEM that must have signed the folder, or the index; None: signatures are
-            not checked.
-        backend: Who runs it; None: what it was built for. "onnxruntime" runs the Q/DQ model of any build on
-            the CPU, each node as it stands.
+        folder: The build folder; or the index that `trtq build-all` wrote.
+        name: The build in an index; None: its only build.
+        key: Public Ed25519 key (PEM) that must have signed the folder or the index; None: signatures are not
+            checked.
+        backend: What runs it; None: the backend of the build. "onnxruntime" runs the Q/DQ model of any build
+            on the CPU; that of a TensorRT build with graph optimizations off.
 
     Raises:
-        ArtifactError: The folder is not a build, a file that is needed was changed since or lies outside, the
-            key is given and has not signed it, the engine was built by another version or for another GPU
-            than those here (both are named), or the folder has no model for ONNX Runtime; or an index has no
-            engine for this machine (those that there are are named).
-        UsageError: The key cannot be used, the folder cannot be run by this backend, or an index has no build
-            of this name.
-        MissingDependency: Its engine does not run here (what does is named), or a key is given without
-            `cryptography`.
+        ArtifactError: The folder is not a build, a file has changed since the build or is outside, `key` did
+            not sign it, the engine was built with another version or for another GPU, or the folder has no
+            model for ONNX Runtime; or an index has no engine for this machine.
+        UsageError: The key cannot be used, this backend cannot run the folder, or an index has no build of
+            this name.
+        MissingDependency: The engine does not run here, or a key is given without `cryptography`.
     """
     path = Path(folder)
     if path.suffix == ".json" and not path.is_dir():
         return open_best(path, name, key, backend, _open)
     if name is not None:
-        raise UsageError(f"{path} is a build folder, in which nothing is called {name!r}; leave the name out")
+        raise UsageError(f"{path} is a build folder, which has no build {name!r}; leave the name out")
     return _open(path, read_whole_manifest(path, key=key), backend)
 
 

@@ -69,8 +69,8 @@ def _find_named(index: Path, name: str | None, content: Index) -> list[IndexedEn
         raise UsageError(f"{index} has no build {wanted!r}; it has: {listed}")
     if len({item.kind for item in found}) < len(found):
         raise UsageError(
-            f"{index} has several builds that are called {wanted!r}; give each a name of its own in the file "
-            f"of trtq build-all"
+            f"{index} has several builds named {wanted!r}; give each a unique name in the file of trtq "
+            "build-all"
         )
     return found
 

@@ -103,14 +103,14 @@ def migrate(
     Args:
         model: The ONNX file that the cache was made for.
         cache: The calibration cache, of any TensorRT and calibrator.
-        spec: What is known of the model; None: read from `<name>.toml` or `model.toml` beside it.
+        spec: The model settings; None: read from `<name>.toml` or `model.toml` next to it.
         target: What is built; its high precision "auto" is FP32. None: the defaults.
         output: The folder; None: `<name>.migrated.trtq` beside the model.
-        watcher: Is told of the progress.
+        watcher: Receives the progress.
 
     Raises:
         ArtifactError: The cache is broken or for another model, or the output folder cannot be written.
-        ModelError, DataError, UsageError: Something that was given cannot be used.
+        ModelError, DataError, UsageError: An argument cannot be used.
         BuildError: The engine was not built.
         MissingDependency: The engine builder is not installed.
     """

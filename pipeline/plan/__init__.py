@@ -49,8 +49,8 @@ _NAMES = [
     for name, form in WEIGHT_FORMATS.items()
 ]
 _BUILT_BY = (
-    f"trtq build makes them with --fp16 and --weights {', '.join(_NAMES[:-1])} or {_NAMES[-1]}; fp32 and "
-    "bf16 are for comparison"
+    f"build them with --fp16 and --weights {', '.join(_NAMES[:-1])} or {_NAMES[-1]}; fp32 and bf16 are "
+    "for comparison"
 )
 _KV_CACHES = {item.name: item for item in (FP16, INT8, FP8)}
 KV_CACHES = tuple(_KV_CACHES)
@@ -324,9 +324,8 @@ def _notes(
     shown = ", ".join(f"{name} {format_shape(shape)}" for name, shape in shapes.items())
     notes = [
         f"for {shown}",
-        "activations are those of the graph node by node; an engine fuses nodes. Kernels take 8 to 40 MB of "
-        f"scratch memory beside, which is a part of the {format_bytes(_RESERVE_BYTES)} for CUDA and scratch "
-        "memory",
+        "activations are counted node by node; an engine fuses nodes. Kernels take 8 to 40 MB of "
+        f"scratch memory, included in the {format_bytes(_RESERVE_BYTES)} for CUDA and scratch memory",
         _BUILT_BY,
     ]
     if peak.node:

@@ -65,13 +65,13 @@ def quantize(
         ranges: Of `calibrate`; None for weights alone, and where no activation needs one: each row has its
             own scale with `per-token` activations. Caches get theirs from the data then.
         output: The file to write; the weights of a large model go to `<name>.data` beside it.
-        spec: What is known of the model; None: read from beside it.
+        spec: The model settings; None: read from the file next to it.
         target: Which types of nodes are quantized, and the precision of the rest: if that is "auto", FP32 for
             the backend "onnxruntime" and FP16 for others. The backend need not work here.
-        watcher: Is told of the progress.
+        watcher: Receives the progress.
 
     Raises:
-        ModelError, DataError, UsageError: Something that was given cannot be used; the ranges lack a tensor.
+        ModelError, DataError, UsageError: An argument cannot be used; the ranges lack a tensor.
         ArtifactError: The file cannot be written.
     """
     watcher = choose_watcher(watcher)

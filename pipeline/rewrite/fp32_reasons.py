@@ -61,7 +61,7 @@ class Fp32Reasons:
     def _find_all(self, node: ir.Node) -> Iterator[str]:
         yield from (f"kept by {pattern!r}" for pattern in self._keep if re.search(pattern, str(node.name)))
         if list_bodies(node):
-            yield f"{node.op_type} has a body of its own"
+            yield f"{node.op_type} has a subgraph"
         types = find_types(node, self._opset)
         if types is None:
             yield f"{node.domain or 'ai.onnx'}::{node.op_type} is unknown here"
@@ -77,9 +77,9 @@ class Fp32Reasons:
             if value is not None and value.name and value.dtype is None:
                 yield f"the type of tensor {value.name!r} is not known"
         if node in self._on_shapes:
-            yield "computes with the shapes of tensors"
+            yield "computes with tensor shapes"
         if node in self._on_positions:
-            yield f"makes angles of positions, which {name} rounds"
+            yield f"computes angles from positions, which {name} rounds"
         if self._half is FP16:
             yield from self._find_in_values(node)
 

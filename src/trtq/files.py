@@ -171,7 +171,7 @@ def check_outputs(outputs: Mapping[str, Path | None], *sources: Path | str | Non
             continue
         check_output(output, *sources, option=option)
         if (other := known.setdefault(output.resolve(), option)) != option:
-            raise UsageError(f"{output} is given as {other} and as {option}; give each a file of its own")
+            raise UsageError(f"{output} is given as {other} and as {option}; give each its own file")
 
 
 def check_output(output: Path, *sources: Path | str | None, option: str = "--output") -> None:

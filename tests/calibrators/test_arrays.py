@@ -128,7 +128,7 @@ def test_an_array_without_samples_axis_is_refused(tmp_path: Path) -> None:
     with pytest.raises(
         DataError,
         match=r"^array 'gain' of .*calib.npz has no sample axis; for inputs without one give a folder of "
-        r".npz files, each one feed as the model takes it$",
+        r".npz files, one batch each$",
     ):
         open_array_file(LocalFile(path), ["x", "gain"], 8)
 

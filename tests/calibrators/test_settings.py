@@ -299,7 +299,7 @@ def test_the_scales_of_weights_are_named_in_the_settings(tmp_path: Path) -> None
             "there is no repair 'all'; use auto, none, equalize, smooth, shift, rotate, bias, weights",
         ),
         (("bias", "auto"), "repair is auto alone, none alone, or some of equalize, .*; got bias, auto"),
-        (("adaround", "none"), "adaround may stand beside auto or these; got adaround, none"),
+        (("adaround", "none"), "adaround can be added to auto or these; got adaround, none"),
         (("auto", "bias", "adaround"), "repair is auto alone, .*; got auto, bias, adaround"),
         ((), "repair is auto alone, none alone, or some of equalize, .*; got nothing"),
     ],

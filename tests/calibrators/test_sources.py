@@ -171,7 +171,7 @@ def test_a_picture_that_leads_nowhere_is_named(tmp_path: Path) -> None:
 def test_a_folder_with_files_of_another_kind_is_told(tmp_path: Path, other: str) -> None:
     _picture(tmp_path / "deep" / "a.png")
     (tmp_path / other).touch()
-    with pytest.raises(DataError, match=r" holds .* and .*; give files of one kind alone$"):
+    with pytest.raises(DataError, match=r" holds .* and .*; give files of one kind only$"):
         open_batches(str(tmp_path), [PICTURE], 4)
 
 

@@ -62,7 +62,7 @@ def test_json_without_a_list_of_feeds_is_told(tmp_path: Path, content: str) -> N
     (tmp_path / "inputs.json").write_text(content)
     with pytest.raises(
         DataError,
-        match=r"inputs.json holds no list of feeds; save one with `polygraphy run --save-inputs`$",
+        match=r"inputs.json contains no list of feeds; save one with `polygraphy run --save-inputs`$",
     ):
         open_batches(str(tmp_path / "inputs.json"), OPEN, 8)
 

@@ -92,7 +92,7 @@ def test_the_file_of_a_report_and_its_folder_are_kept(folder: Path) -> None:
 def test_two_outputs_of_a_command_are_two_files(folder: Path) -> None:
     result = run(*_SENSITIVITY, "-o", "a.svg", "--chart", "a.svg")
     assert result.exit_code == 2
-    assert "a.svg is given as --output and as --chart; give each a file of its own" in result.stderr
+    assert "a.svg is given as --output and as --chart; give each its own file" in result.stderr
 
 
 _RANDOM = ("--calib-data", "x.npz", "--random-data")

@@ -82,9 +82,9 @@ def test_several_pages_or_frames_are_refused(tmp_path: Path, name: str, exif: bo
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        (np.array([[0.0, 0.5]], np.float32), "holds floats, whose range nothing tells; give arrays in"),
-        (np.array([[-1, 9]], np.int32), r"holds whole numbers from -1 to 9, not 0 to 65535 as 16 bits do"),
-        (np.array([[0, 65_536]], np.int32), "holds whole numbers from 0 to 65536, not 0 to 65535 as 16 bits"),
+        (np.array([[0.0, 0.5]], np.float32), "has float pixels of unknown range; give arrays in"),
+        (np.array([[-1, 9]], np.int32), r"has pixel values from -1 to 9, not 0 to 65535 as 16 bits do"),
+        (np.array([[0, 65_536]], np.int32), "has pixel values from 0 to 65536, not 0 to 65535 as 16 bits"),
     ],
 )
 def test_numbers_without_a_known_scale_are_refused(

@@ -71,7 +71,7 @@ HEAD = '<ir_version: 9, opset_import: ["" : 19]>'
     ("prepare", "message"),
     [
         pytest.param(lambda: None, "cannot read the model bad.onnx: No such file", id="no file"),
-        pytest.param(lambda: Path("bad.onnx").mkdir(), "bad.onnx is a folder; name the .onnx", id="folder"),
+        pytest.param(lambda: Path("bad.onnx").mkdir(), "bad.onnx is a folder; give the .onnx", id="folder"),
         pytest.param(lambda: _write(b""), "bad.onnx is empty; export the model again", id="empty"),
         pytest.param(lambda: _write(b"hello world\n"), "bad.onnx is not an ONNX model, or is cut", id="text"),
         pytest.param(lambda: _write(b"<html>" * 99), "bad.onnx is not an ONNX model", id="web page"),
@@ -109,7 +109,7 @@ def test_a_bad_model_is_refused(
 def test_a_folder_by_any_name_is_refused(
     folder: Path, name: str, check_refused: Callable[[str, str], None], trtq: Callable[..., Result]
 ) -> None:
-    check_refused(name, f"{name} is a folder; name the .onnx file in it")
+    check_refused(name, f"{name} is a folder; give the .onnx file in it")
     result = trtq("quantize", name, "--ranges", "none.json")
     assert result.exit_code == 2
     assert result.stderr.startswith("error: ")

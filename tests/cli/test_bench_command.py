@@ -52,11 +52,11 @@ def test_a_result_is_a_table_and_what_it_depends_on(monkeypatch: pytest.MonkeyPa
     result = trtq("bench", "m.trtq")
     assert result.exit_code == 0
     assert lines_of(result.stdout) == [
-        "model runs in p50 ms p90 ms p99 ms mean ms a second memory speed",
+        "model runs in p50 ms p90 ms p99 ms mean ms per second memory speed",
         "fp32 ONNX Runtime 1.31 0.123 0.250 17.8 1,234 9,010 123.3 MB 1",
         "[bold] tensorrt 10.3.0 0.123 0.250 17.8 1,234 12.3 2.5 MB 2.50x",
         "other tensorrt 10.3.0 0.123 0.250 17.8 1,234 12.3 - 2.50x",
-        "speed: beside fp32, median of 10 rounds",
+        "speed: relative to fp32, median of 10 rounds",
         "inputs: x 8x3, rate scalar of random numbers",
         "Some CPU 8 cores avx2 avx512_vnni 2500 MHz (powersave) load 0.5 before, others used 7%",
         "NVIDIA L4 driver 555.42 300 -> 1950 of 2040 MHz 41 -> 62 C",
@@ -130,7 +130,7 @@ def test_a_speed_says_beside_what_where_there_are_several(monkeypatch: pytest.Mo
     monkeypatch.setattr(module, "bench", lambda *targets, **rest: replace(RESULT, measured=items))
     lines = lines_of(trtq("bench", "m.trtq").stdout)
     assert [line.split(" byte ")[1] for line in lines[1:4]] == ["1", "0.50x of fp32", "3.00x of b"]
-    assert lines[4] == "speed: beside fp32, b, median of 10 rounds"
+    assert lines[4] == "speed: relative to fp32, b, median of 10 rounds"
 
 
 def test_what_is_not_known_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:

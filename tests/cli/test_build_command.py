@@ -182,7 +182,7 @@ def test_build_names_what_is_kept_and_what_the_builder_said_when_verbose(
     assert "kept FP32: 1 node" in shown
     assert any(line.startswith("WARNING: ") for line in shown)
     brief = plain(trtq(*arguments).stdout).splitlines()
-    assert "not quantized: 1 node (-v names them)" in brief
+    assert "not quantized: 1 node (-v lists them)" in brief
     assert not any(line.startswith("WARNING: ") for line in brief)
 
 
@@ -247,7 +247,7 @@ def test_build_with_random_data_warns_and_is_unverified(
     result = trtq(*arguments)
     assert result.exit_code == 0
     assert (
-        "warning: calibrating with random numbers: the accuracy of this engine is meaningless\n"
+        "warning: calibrating with random numbers: the accuracy of this engine means nothing\n"
         in result.stderr
     )
     shown = plain(result.stdout)

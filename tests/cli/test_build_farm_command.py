@@ -103,7 +103,7 @@ def test_one_kind_is_built_alone_and_the_others_stay_in_the_index(
     folder = Path(shutil.copytree(farm[0], tmp_path / "copy"))
     result = trtq("build-all", folder / "farm.toml", "--on", "small")
     assert result.exit_code == 0, result.stderr
-    assert "note: detector on large is left out: --on names other kinds of machines" in result.stderr
+    assert "note: detector on large is skipped: --on names other kinds of machines" in result.stderr
     index = json.loads((folder / "index.json").read_bytes())
     assert [item["kind"] for item in index["engines"]] == ["small", "large"]
     assert not (folder / "index.sig").exists()  # which was of another index
@@ -141,7 +141,7 @@ def test_a_kind_that_fails_to_calibrate_fails_on_every_kind(
         (("--workers", "ray", "--memory", "2G"), "--memory is for the processes of this machine; a cluster"),
         (("--workers", "threads"), "--workers threads builds nothing; use processes (and --jobs N), ray or"),
         (("--autoscaling",), "--autoscaling is for a cluster; add --workers ray, or leave it out"),
-        ((), "detector is for machines of the kind small, and nothing says that this one is; build on a"),
+        ((), "detector is for machines of the kind small, and this machine is not known to be one; build on a"),
         (
             ("--on", "small", "--index", "FOREIGN"),
             "foreign.json is not an index of trtq; choose another",

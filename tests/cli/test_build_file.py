@@ -142,8 +142,8 @@ def test_elsewhere_tensorrt_may_be_what_builds_and_one_key_signs_all(folder: Pat
             "[kind.a]: resources must be a list of names of Ray's custom resources, got []",
         ),
         ("[kind.a]\nint9 = true", "[kind.a]: unknown key 'int9'; is it int8?"),
-        ('[kind.a]\non = "b"', "[kind.a]: on belongs into a [[build]]"),
-        ('[kind.a]\noutput = "x"', "[kind.a]: output belongs into a [[build]]"),
+        ('[kind.a]\non = "b"', "[kind.a]: on belongs in a [[build]]"),
+        ('[kind.a]\noutput = "x"', "[kind.a]: output belongs in a [[build]]"),
     ],
 )
 def test_a_wrong_kind_is_told(text: str, line: str, folder: Path) -> None:
@@ -218,7 +218,7 @@ def test_everything_that_is_wrong_is_told_at_once(folder: Path) -> None:
         """,
     ) == [
         "unknown section 'default'; the sections are [defaults], [kind.NAME] and [[build]]",
-        "[defaults]: output belongs into a [[build]]",
+        "[defaults]: output belongs in a [[build]]",
         "build 1 (?): unknown key 'modle'; is it model?",
         "build 1 (?): model is missing; give the path of an ONNX file",
         "build 2 (c.onnx): unknown key 'quiet'; the keys are the options of trtq build, without --",
@@ -229,7 +229,7 @@ def test_everything_that_is_wrong_is_told_at_once(folder: Path) -> None:
         "build 4 (a.onnx): Invalid value for '--backend': 'trt' is not one of 'auto', 'tensorrt', "
         "'tensorrt-rtx', 'onnxruntime'.",
         "build 5 (a.onnx): max_drop must be between 0 and 100 points, got 1000.0",
-        "builds 6 and 7 have the same output DIR/../models/a.trtq; give one an output of its own",
+        "builds 6 and 7 have the same output DIR/../models/a.trtq; give each its own output",
     ]
 
 

@@ -144,7 +144,7 @@ def test_two_outputs_in_one_file_are_refused(
     result = trtq("calibrate", model, first, "s.npz", second, name)
     assert result.exit_code == 2
     told = " ".join(result.stderr.split())
-    assert told == f"error: s.npz is given as {first} and as {second}; give each a file of its own"
+    assert told == f"error: s.npz is given as {first} and as {second}; give each its own file"
     assert list(tmp_path.iterdir()) == []
 
 

@@ -128,6 +128,9 @@ def test_many_options_are_shown_in_groups_in_the_order_of_the_work() -> None:
     assert groups_of("bench") == ["Data", "Engine", "Gate", "Time", "Output"]
     assert groups_of("package") == ["Server", "Settings", "Output"]
     assert groups_of("run") == groups_of("lint") == ["Options"]
+    assert groups_of("plan") == ["Memory", "Precision", "Layers", "Engine", "Output"]
+    assert groups_of("init") == ["Data", "Images", "Gate", "Settings", "Output"]
+    assert groups_of("export") == ["Module", "Data", "Settings", "Output"]
 
 
 def test_no_option_stands_in_two_groups() -> None:

@@ -105,7 +105,7 @@ def test_what_is_repaired_exactly_is_no_failure_and_verbose_names_every_node(tmp
     onnx.save(proto, tmp_path / "q.onnx")
     short, verbose = lint(tmp_path / "q.onnx"), lint(tmp_path / "q.onnx", "-v")
     assert (short.exit_code, verbose.exit_code) == (0, 0)
-    assert "  and 5 more (-v names them)" in short.stdout.splitlines()
+    assert "  and 5 more (-v lists them)" in short.stdout.splitlines()
     assert all(f"  {kind}{i} (" in verbose.stdout for kind in "qd" for i in range(4))
 
 

@@ -43,8 +43,8 @@ def test_a_cache_is_migrated(model: Path, old: Path, tmp_path: Path) -> None:
     lines = lines_of(result.stdout)
     assert lines[:4] == [
         "10 scales taken from 13 of EntropyCalibration2 of TensorRT 8.6.1, exactly",
-        "keys of tensors that no quantized layer reads: 1 (-v names them)",
-        "keys that are not tensors of the model: 2 (-v names them)",
+        "keys of tensors that no quantized layer reads: 1 (-v lists them)",
+        "keys that are not tensors of the model: 2 (-v lists them)",
         f"model.onnx INT8 + FP32 {read_report(tmp_path / 'out' / 'report.json').backend}",
     ]
     assert lines[-4:-1] == [

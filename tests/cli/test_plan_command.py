@@ -40,8 +40,8 @@ def test_a_number_of_parameters_is_a_table() -> None:
         "total: engine, activations, and 400.0 MB for CUDA and scratch memory",
         "activations and state are not known without a model; give one, with --batch and --seq",
         "int4 and nf4 have one FP16 scale for 64 weights; without scales they are 4 bits",
-        "trtq build makes them with --fp16 and --weights int8, fp8 (for compute capability 8.9 and newer), "
-        "int4 or nf4; fp32 and bf16 are for comparison",
+        "build them with --fp16 and --weights int8, fp8 (for compute capability 8.9 and newer), int4 "
+        "or nf4; fp32 and bf16 are for comparison",
         "recommended for 8.0 GB: INT4: INT8 does not fit; INT4 is dequantized inside the matrix "
         "multiplication, so it is also the fastest that does",
     ]

@@ -50,8 +50,8 @@ def test_calibrate_writes_the_ranges_of_the_build(
     assert result.exit_code == 0
     count = len(read_ranges(built / "ranges.json").tensors)
     assert plain(result.stdout) == (
-        f"{count} tensors over 512 samples by {METHOD}\nrepairs: ...; # -> # dB SQNR on 64 calibration "
-        f"held-out samples\nwritten to {tmp_path / 'ranges.json'}\n"
+        f"{count} tensors over 512 samples by {METHOD}\nrepairs: ...; # -> # dB SQNR on 64 held-out "
+        f"calibration samples\nwritten to {tmp_path / 'ranges.json'}\n"
     )
     settings = f"note: settings are read from {model.parent / 'model.toml'}\n"
     assert result.stderr == f"{settings}note: raised the opset from 18 to 19\n"
@@ -210,7 +210,7 @@ def test_inspect_tells_what_loading_changes_and_why_layers_stay_float(
 
 def test_inspect_shows_a_quantized_model(built: Path) -> None:
     lines = trtq("inspect", built / "model.int8.onnx").stdout.splitlines()
-    assert lines[-1] == "quantized already: 11 layers behind Q/DQ: 11 in INT8"
+    assert lines[-1] == "quantized already: 11 layers with Q/DQ: 11 in INT8"
 
 
 def test_inspect_shows_a_build_folder_and_its_damage(

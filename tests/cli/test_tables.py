@@ -125,7 +125,7 @@ def test_little_in_int8_is_no_plain_success(verdict: str, share: float | None, l
 
 def test_a_search_tells_the_formats_and_what_they_cost() -> None:
     found = AutoReport(
-        "the gate holds",
+        "the gate passes",
         skip=("^d$",),
         layers={"a": "int8", "b": "fp8", "c": "int8"},
         formats={"int8": 0.75, "fp8": 0.125, "fp16": 0.125},
@@ -134,7 +134,7 @@ def test_a_search_tells_the_formats_and_what_they_cost() -> None:
         option="--formats",
     )
     lines = printed(replace(report(0), auto=found), verbose=True)
-    start = lines.index("--formats: the gate holds")
+    start = lines.index("--formats: the gate passes")
     assert lines[start + 1 : start + 7] == [
         "INT8: 2 layers, 75.0% of the MACs",
         "a",
@@ -144,5 +144,5 @@ def test_a_search_tells_the_formats_and_what_they_cost() -> None:
         "estimated cost 50% of all layers in FP16, 25% with every layer in its cheapest format; not measured",
     ]
     assert not [line for line in lines if "--skip" in line]  # the patterns alone do not reproduce it
-    plain = printed(replace(report(0), auto=AutoReport("the gate holds", skip=("^d$",))))
-    assert "the same without it: --skip '^d$'" in plain
+    plain = printed(replace(report(0), auto=AutoReport("the gate passes", skip=("^d$",))))
+    assert "to reproduce: --skip '^d$'" in plain

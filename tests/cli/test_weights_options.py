@@ -261,7 +261,7 @@ def test_data_that_is_missing_is_told(tmp_path: Path) -> None:
     (tmp_path / "model.data").unlink()
     result = trtq("quantize", path, "--weights", "int4", "-q")
     assert result.exit_code == 2
-    assert "which is not beside the model" in result.stderr
+    assert "which is not next to the model" in result.stderr
     assert sorted(item.name for item in tmp_path.iterdir()) == ["data.npz", "model.onnx"]
 
 
@@ -354,6 +354,6 @@ def test_a_build_of_which_no_weight_is_stored_does_not_pass(model: Path, tmp_pat
     result = trtq("build", model, "--weights", "int8", *data, "-o", tmp_path / "out")
     assert result.exit_code == 0
     assert "no weight can be stored in fewer bits; the report says why" in result.stderr
-    assert "UNVERIFIED: no weight is stored in fewer bits: what was compared is the float model" in " ".join(
+    assert "UNVERIFIED: no weight is stored in fewer bits: float was compared with float" in " ".join(
         result.stdout.split()
     )

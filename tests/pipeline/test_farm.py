@@ -210,7 +210,7 @@ def test_a_kind_that_no_machine_is_of_is_refused_before_any_work(
     assert str(caught.value) == (
         "b is for a machine with h100 and trt-10.9, which no machine of the cluster has; there are: l4 (2), "
         'trt-10.9 (1); start one with ray start --resources=\'{"h100": 1, "trt-10.9": 1}\', or, if the '
-        "cluster starts machines when they are asked for, add --autoscaling"
+        "cluster starts nodes on demand, add --autoscaling"
     )
     assert not ray.tasks
     outcomes, _, _ = _run([_job("b", "h100")], Farm(Ray(), shared, grows=True))

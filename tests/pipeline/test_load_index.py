@@ -161,9 +161,9 @@ def test_names_must_be_there_and_tell_builds_apart(index: Path) -> None:
         load(index)
     assert load(index, name="other").folder.name == "model.h100.trtq"
     write_index(index, [engines[2], engines[2]], None)
-    with pytest.raises(UsageError, match=r"has several builds that are called 'model'; give each a name"):
+    with pytest.raises(UsageError, match=r"has several builds named 'model'; give each a unique"):
         load(index)
-    with pytest.raises(UsageError, match=r"is a build folder, in which nothing is called 'model'; leave the"):
+    with pytest.raises(UsageError, match=r"is a build folder, which has no build 'model'; leave the"):
         load(index.parent / "model.cpu.trtq", name="model")
 
 

@@ -172,8 +172,8 @@ def test_more_parameters_than_any_model_has_are_refused(text: str) -> None:
 
 def test_the_notes_name_the_reserve_and_the_commands(block: Path) -> None:
     notes = plan_model(block, sizes=Sizes(2, 8)).notes
-    assert any("which is a part of the 400.0 MB for CUDA and scratch memory" in note for note in notes)
-    assert any("trtq build makes them with --fp16 and --weights int8, fp8" in note for note in notes)
+    assert any("included in the 400.0 MB for CUDA and scratch memory" in note for note in notes)
+    assert any("build them with --fp16 and --weights int8, fp8" in note for note in notes)
 
 
 def test_nonsense_is_refused(block: Path) -> None:

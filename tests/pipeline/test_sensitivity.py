@@ -201,5 +201,5 @@ def test_settings_come_back_from_a_manifest_as_they_were(folder: Path, small: Pa
     assert (spec.quantization.repair, target.high_precision) == (("none",), "fp16")
     assert spec.file == str(folder / "manifest.json")
     bad = replace(manifest, settings={"model": {"calibration": {"batch_size": "x"}}})
-    with pytest.raises(ArtifactError, match=r"manifest\.json does not hold the settings of a build"):
+    with pytest.raises(ArtifactError, match=r"manifest\.json does not contain the settings of a build"):
         read_settings(bad, folder)

@@ -55,7 +55,7 @@ def write_router(name: str, pair: tuple[ModelConfig, ModelConfig], percent: floa
     """
     first, second = pair
     if found := _unlike(first, second):
-        raise ArtifactError(f"{first.name} and {second.name} are no pair for --ab: {'; '.join(found)}")
+        raise ArtifactError(f"{first.name} and {second.name} cannot be paired for --ab: {'; '.join(found)}")
     return replace(
         first,
         name=name,

@@ -75,7 +75,7 @@ def check_mixture(node: ir.Node, activation: Operand, weight: Operand) -> Iterat
     shown = " with ".join(str(item).upper() for item in formats)
     advice = "quantize the activation by TRT_FP4DynamicQuantize and the weight with two-level scales (NVFP4)"
     if set(formats) <= set(_FP4) or "nvfp4" in formats:
-        reason = f"TensorRT has no kernel for {shown} as it stands here: {_AFTER}"
+        reason = f"TensorRT has no kernel for {shown} in this form: {_AFTER}"
         yield report("mixed-types", "float", node, reason, advice)
     else:
         reason = f"it multiplies {shown}, for which TensorRT has no kernel"
@@ -108,7 +108,7 @@ def check_weight_alone(node: ir.Node, weight: Operand) -> Iterator[Finding]:
         advice = "quantize its activation too, or leave the second QuantizeLinear out"
         yield report("half-quantized", "float", node, reason, advice)
     elif form in _FP4:
-        reason = f"it reads an {str(form).upper()} weight beside float activations; {alone}"
+        reason = f"it reads an {str(form).upper()} weight with float activations; {alone}"
         advice = "store the weight in INT4, or quantize the activation by TRT_FP4DynamicQuantize"
         yield report("no-kernel", "float", node, reason, advice)
     elif form == "int4" and (scale is None or scale.ndim < 2 or min(scale.shape) < 2):

@@ -36,7 +36,7 @@ def check_layer(node: ir.Node) -> Iterator[Finding]:
     ):
         yield from found
     elif activation is not None and weight is not None and node.op_type == "ConvTranspose":
-        reason = f"TensorRT has no kernel on codes for ConvTranspose: {_AFTER}"
+        reason = f"TensorRT has no quantized kernel for ConvTranspose: {_AFTER}"
         yield report("no-kernel", "float", node, reason, "leave it out of quantization")
     elif activation is not None and weight is not None:
         findings = list(_check_pair(node, activation, weight))
@@ -116,7 +116,9 @@ def _check_blocks(node: ir.Node, activation: Operand, weight: Operand) -> Iterat
         reason = f"its weight is quantized in blocks, kernels need a scale for each channel: {_AFTER}"
         yield report("blocks", "float", node, reason, "quantize with one scale for each output channel")
     elif activation.scale is not None and activation.scale.size > 1:
-        reason = "its activation has a scale a channel beside a weight in blocks: TensorRT's builder fails"
+        reason = (
+            "its activation has one scale per channel and its weight has blocks: TensorRT's builder fails"
+        )
         yield report("blocks", "refused", node, reason, "write scales of activations as 0-d tensors")
     elif weight.format == "int4" and has_cast(weight):
         reason = f"a Cast follows the DequantizeLinear of its INT4 weight: {_AFTER}"

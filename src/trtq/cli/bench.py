@@ -173,7 +173,16 @@ def command(settings: Given, /, targets: tuple[Path, ...], **given: Any) -> None
 
 def _print(console: Console, result: Benchmark) -> None:
     rows = create_table(
-        "model", "runs in", "p50 ms", "p90 ms", "p99 ms", "mean ms", "a second", "memory", "speed", numbers=7
+        "model",
+        "runs in",
+        "p50 ms",
+        "p90 ms",
+        "p99 ms",
+        "mean ms",
+        "per second",
+        "memory",
+        "speed",
+        numbers=7,
     )
     references = list(dict.fromkeys(item.against for item in result.measured))
     of = {name: f" of {name}" for name in references} if len(references) > 1 else {}
@@ -191,7 +200,10 @@ def _print(console: Console, result: Benchmark) -> None:
     console.print(rows)
     shapes = [f"{name} {format_shape(shape)}" for name, shape in result.shapes.items()]
     for line in (
-        f"speed: beside {', '.join(references)}, median of {format_count(result.schedule.rounds, 'round')}",
+        (
+            f"speed: relative to {', '.join(references)}, median of "
+            f"{format_count(result.schedule.rounds, 'round')}"
+        ),
         f"inputs: {', '.join(shapes)} of {result.inputs}",
         *_machine(result.machine, result.conditions),
     ):

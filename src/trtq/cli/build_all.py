@@ -116,7 +116,7 @@ def command(ctx: click.Context, /, file: Path, **given: Any) -> None:
         watcher.stage("Building", len(entries))
         for entry in everything:
             if entry not in entries:
-                watcher.note(f"{entry.title} is left out: --on names other kinds of machines")
+                watcher.note(f"{entry.title} is skipped: --on names other kinds of machines")
         if farm is None:
             _run_here(run, given, watcher)
         else:

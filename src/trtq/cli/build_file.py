@@ -171,7 +171,7 @@ def _find_unknown(table: Mapping[str, Any]) -> Iterator[str]:
 def _find_misplaced(table: Mapping[str, Any], *own: str) -> Iterator[str]:
     """Yields a sentence for each key that is unknown, or is one of a build's own."""
     yield from _find_unknown(table)
-    yield from (f"{key} belongs into a [[build]]" for key in own if key in table)
+    yield from (f"{key} belongs in a [[build]]" for key in own if key in table)
 
 
 def _entry(
@@ -274,4 +274,4 @@ def _find_doubles(entries: Sequence[BuildEntry]) -> Iterator[str]:
         first = seen.setdefault(entry.output.resolve(), entry.number)
         if first != entry.number:
             both = f"builds {first} and {entry.number}"
-            yield f"{both} have the same output {entry.output}; give one an output of its own"
+            yield f"{both} have the same output {entry.output}; give each its own output"

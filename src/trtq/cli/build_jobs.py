@@ -44,8 +44,9 @@ def choose_entries(
     if known and not kinds and not is_farm:
         first = next(entry for entry in entries if entry.kind)
         raise UsageError(
-            f"{first.name} is for machines of the kind {first.kind}, and nothing says that this one is; "
-            f"build on a cluster with --workers ray, or say of which kind this machine is: --on {first.kind}"
+            f"{first.name} is for machines of the kind {first.kind}, and this machine is not known to "
+            "be one; build on a cluster with --workers ray, or say what kind this machine is: --on "
+            f"{first.kind}"
         )
     return tuple(entry for entry in entries if not (kinds and entry.kind) or entry.kind in kinds)
 

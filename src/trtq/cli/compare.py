@@ -187,4 +187,4 @@ def _print_written(names: tuple[str, str], found: Sequence[Generated], count: in
         for name, tokens in zip(names, (item.reference, item.candidate), strict=True):
             console.print(f"  {name}  {' '.join(map(str, tokens))}", soft_wrap=True)
     same = [count if item.diverges_at is None else item.diverges_at for item in found]
-    console.print(f"the first {sum(same) / len(same):.1f} of {count} tokens are the same, in the mean")
+    console.print(f"on average, the first {sum(same) / len(same):.1f} of {count} tokens are the same")

@@ -27,7 +27,7 @@ def command(as_json: bool) -> None:
     console = open_console()
     console.print(f"Python {health.python} on {health.platform}")
     console.print(f"GPU: {health.gpu}")
-    console.print(f"calibration counts: {health.kernel}")
+    console.print(f"calibration kernel: {health.kernel}")
     backends = create_table("backend", "version", "works here")
     for item in health.backends:
         works = Text.assemble(("no", "red"), f": {item.reason}") if item.reason else Text("yes", "green")

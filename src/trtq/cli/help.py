@@ -59,6 +59,16 @@ _GROUPS: Mapping[str, tuple[str, ...]] = {
     ),
 }  # fmt: skip
 """The options of all commands by group, in the order in which a help shows them."""
+_ELSEWHERE: Mapping[tuple[str, str], str] = {
+    ("init", "--force"): "Output",
+    ("export", "--weights"): "Module",
+    ("plan", "--shapes"): "Memory",
+    ("plan", "--batch"): "Memory",
+    ("plan", "--seq"): "Memory",
+    ("plan", "--past"): "Memory",
+    ("plan", "--new"): "Memory",
+}
+"""The groups of options that mean something else in a command, by its name."""
 
 
 class GroupedCommand(click.Command):
@@ -71,8 +81,10 @@ class GroupedCommand(click.Command):
             super().format_options(ctx, formatter)
             return
         ours = {opt: item for item in shown for opt in item.opts}
-        for title, names in _GROUPS.items():
-            found = dict.fromkeys(ours[name] for name in names if name in ours)
+        places = {name: title for title, names in _GROUPS.items() for name in names}
+        places |= {name: title for (command, name), title in _ELSEWHERE.items() if command == self.name}
+        for title in _GROUPS:
+            found = dict.fromkeys(ours[name] for name in places if name in ours and places[name] == title)
             if rows := [record for item in found if (record := item.get_help_record(ctx)) is not None]:
                 with formatter.section(title):
                     formatter.write_dl(rows)

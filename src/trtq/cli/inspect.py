@@ -79,7 +79,7 @@ def _print_model(console: Console, summary: ModelSummary, placement: bool) -> No
         asked = Counter(format_asked(layer.asked) for layer in summary.quantized_layers)
         formats = ", ".join(f"{number} {form}" for form, number in asked.most_common())
         told = f": {formats}" if formats else ""
-        console.print(f"quantized already: {count} behind Q/DQ{told}", soft_wrap=True)
+        console.print(f"quantized already: {count} with Q/DQ{told}", soft_wrap=True)
     if layers or not given:
         count = format_count(len(layers), "layer")
         console.print(f"a build quantizes {count} and keeps {len(kept)} with weights in float")

@@ -86,7 +86,7 @@ def _print(console: Console, linted: LintReport, *, verbose: bool) -> None:
             finding = item.finding
             console.print(f"  {finding.node} ({finding.op_type}): {finding.reason}", soft_wrap=True)
         if not verbose and len(items) > _MOST_NODES:
-            console.print(f"  and {len(items) - _MOST_NODES} more (-v names them)")
+            console.print(f"  and {len(items) - _MOST_NODES} more (-v lists them)")
         details = {item.detail for item in items}
         text = describe_repair(items[0], details.pop() if len(details) == 1 else "")
         console.print(Text(f"  {text}", style="dim"), soft_wrap=True)

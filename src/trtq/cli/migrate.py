@@ -156,6 +156,6 @@ def _print_names(
     """Prints how many there are, and each of them if that is wanted."""
     if names:
         count = f"{len(names)} {unit}".rstrip()
-        console.print(f"{title}: {count}" + ("" if verbose else " (-v names them)"))
+        console.print(f"{title}: {count}" + ("" if verbose else " (-v lists them)"))
     for name in names if verbose else ():
         console.print(Text(f"  {name}", style="dim"), soft_wrap=True)

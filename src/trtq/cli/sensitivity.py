@@ -212,7 +212,7 @@ def _chart(result: Sensitivity, loss: Callable[[Effect], float], rank: str) -> b
         )
         for layer in _ranked(result, loss)
     ]
-    legend = (f"quantized alone: {unit}", "kept float among all the others: how much of it goes")
+    legend = (f"quantized alone: {unit}", "kept in float, all others quantized: error removed")
     return draw_bars(f"Sensitivity of {Path(result.model).name}, {result.num_layers} layers", legend, bars)
 
 

@@ -77,7 +77,7 @@ def print_report(
         _print_weights(console, report.weights, verbose)
     if (held := report.kv_cache) is not None:
         pairs = format_count(len(held.scales), "input")
-        console.print(f"the cache comes and goes as {held.format.upper()} codes ({pairs})")
+        console.print(f"the KV cache inputs and outputs are {held.format.upper()} ({pairs})")
     if report.calibration is not None:
         _print_calibration(console, report.calibration)
     if report.repairs is not None:
@@ -289,7 +289,7 @@ def _print_kept(console: Console, report: Report, verbose: bool) -> None:
         if not nodes:
             continue
         console.print(
-            f"{title}: {format_count(len(nodes), 'node')}" + ("" if verbose else " (-v names them)")
+            f"{title}: {format_count(len(nodes), 'node')}" + ("" if verbose else " (-v lists them)")
         )
         _print_lines(console, *(_group_by_reason(nodes) if verbose else ()))
 
@@ -315,7 +315,7 @@ def _print_auto(console: Console, report: Report, *, verbose: bool) -> None:
     options = [f"--calib-method {auto.method}"] if auto.method else []
     options += [f"--skip {shlex.quote(pattern)}" for pattern in auto.skip]
     if options and not auto.layers:
-        _print_lines(console, f"the same without it: {' '.join(options)}")
+        _print_lines(console, f"to reproduce: {' '.join(options)}")
     for form, share in auto.formats.items() if auto.layers else ():
         names = [name for name, own in auto.layers.items() if own == form]
         if form != "fp16" and names:

@@ -105,7 +105,7 @@ def test_a_file_that_has_changed_since_it_was_found_is_refused(s3: Any, changed:
     put(s3, "changed", {"a.npz": changed})
     with pytest.raises(
         DataError,
-        match=r"^s3://data/changed/a.npz has changed since it was found; run this again when nobody writes "
+        match=r"^s3://data/changed/a.npz has changed since it was found; run this again when nothing writes "
         r"to it, or give a copy$",
     ):
         list(batches)

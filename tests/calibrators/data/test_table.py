@@ -144,7 +144,7 @@ def test_a_folder_of_datasets_comes_from_s3(s3: Any, tmp_path: Path) -> None:
         ([[1.0, None]], r"a.parquet, row 0 has an empty element in a list; leave such rows out$"),
         ([[[1.0], None]], r"a.parquet, row 0 has an empty element in a list; leave such rows out$"),
         ([[[1.0], [1.0, 2.0]]], r"a.parquet, row 0 has lists of 1, 2 elements in one array$"),
-        ([b"picture"], r"^column 'x' of .*a.parquet, row 0 holds bytes, and 'x' is no input of rank 4$"),
+        ([b"picture"], r"^column 'x' of .*a.parquet, row 0 holds bytes, and 'x' is not an input of rank 4$"),
         (["text"], r"input 'x' of .*a.parquet, row 0 is .*, the model expects float32"),
         ([[1.0, 2.0, 3.0]], r"a.parquet, row 0 has shape \(1, 3\), the model expects \(N, 2\)"),
         (

@@ -346,9 +346,9 @@ def test_a_pattern_of_too_many_names_is_told() -> None:
 def test_files_of_several_kinds_are_told(tmp_path: Path) -> None:
     (tmp_path / "a.tar").write_bytes(tar({"1.x.npy": npy(X[0])}))
     np.savez(tmp_path / "b.npz", x=X)
-    with pytest.raises(DataError, match=r"/\* holds feeds and tar archives; give files of one kind alone$"):
+    with pytest.raises(DataError, match=r"/\* holds feeds and tar archives; give files of one kind only$"):
         read(tmp_path / "*")
-    with pytest.raises(DataError, match=r" holds feeds and tar archives; give files of one kind alone$"):
+    with pytest.raises(DataError, match=r" holds feeds and tar archives; give files of one kind only$"):
         read(tmp_path)
     (tmp_path / "README").touch()
     with pytest.raises(DataError, match=r"/\[aR\]\* holds other files and tar archives; give files of"):

@@ -170,7 +170,7 @@ def test_a_ratio_between_processor_and_gpu_is_told() -> None:
     items = [contender("fp32", "fp32", "cpu"), contender("engine", "int8", "cuda", "plan")]
     results = [measured("fp32"), measured("engine", against="fp32", device="cuda")]
     assert notes(items, results)[1:] == [
-        "engine: its speed is beside fp32 on the CPU; onnxruntime-gpu gives FP32 on the GPU"
+        "engine: its speed is relative to fp32 on the CPU; onnxruntime-gpu gives FP32 on the GPU"
     ]
 
 

@@ -114,7 +114,7 @@ def test_an_engine_in_its_folder_is_the_one_that_was_built(model: Path, data: Pa
     assert inputs.feed is None
     (folder / "model.engine").write_bytes(b"another")
     with pytest.raises(
-        ArtifactError, match=r"model\.engine is not the file that was built: its SHA-256 is not"
+        ArtifactError, match=r"model\.engine is not the file that was built: its SHA-256 does not"
     ):
         list_runnables([folder / "model.engine"], RunOptions())
 
@@ -353,5 +353,5 @@ def test_a_folder_with_nothing_that_runs_is_told(model: Path, data: Path, one_gp
     outputs = {name: digest for name, digest in manifest.outputs.items() if not name.endswith(".onnx")}
     (folder / NAME).write_bytes(to_json(type(manifest)(manifest.inputs, outputs, {}, {})))
     model.unlink()
-    with pytest.raises(UsageError, match=r"holds nothing to measure$"):
+    with pytest.raises(UsageError, match=r"has nothing to measure$"):
         list_runnables([folder], RunOptions())

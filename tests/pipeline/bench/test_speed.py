@@ -119,13 +119,13 @@ def test_without_a_float_one_nothing_is_decided() -> None:
     (engine,) = judge_pairs(find_pairs([FP32, INT8, CODES]), turns, 1.05, runtimes, HERE)
     assert (engine.verdict, engine.machine, engine.runtime) == ("unverified", "GPU", "tensorrt 10")
     assert engine.reasons == (
-        "the speed of int8 engine is not known: no float engine of its model was measured beside it; give "
-        "that of --fp16 as a target too",
+        "the speed of int8 engine is not known: no float engine of its model was measured with it; "
+        "give that of --fp16 as a target too",
     )
     (model,) = judge_pairs(find_pairs([INT8]), turns, 1.05, runtimes, HERE)
     assert model.reasons == (
-        "the speed of int8 is not known: its float model was not measured beside it on the same device; give "
-        "that as a target too",
+        "the speed of int8 is not known: its float model was not measured with it on the same device; "
+        "give that as a target too",
     )
 
 
@@ -235,7 +235,7 @@ def test_the_layers_of_a_pair_stand_beside_each_other(path_of: Callable[..., Pat
 
 def test_layers_need_a_float_one_beside(model: Path) -> None:
     with pytest.raises(
-        UsageError, match=r"^--layers puts a quantized or FP16 model or engine beside a float"
+        UsageError, match=r"^--layers compares a quantized or FP16 model or engine with a float"
     ):
         bench(model, options=RunOptions(device="cpu"), schedule=QUICK, layers=True)
 

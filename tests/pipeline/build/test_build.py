@@ -235,7 +235,7 @@ def test_random_data_leaves_the_build_unverified(small: Path) -> None:
     assert (
         watcher.warnings
         == list(report.warnings)
-        == ["calibrating with random numbers: the accuracy of this engine is meaningless"]
+        == ["calibrating with random numbers: the accuracy of this engine means nothing"]
     )
     assert read_ranges(Path(report.output) / "ranges.json").is_random
 
@@ -286,7 +286,7 @@ def test_a_model_without_quantizable_layers_is_built_in_float(tmp_path: Path) ->
     ]
     assert (report.engine.layers_quantized, report.engine.num_realized) == (0, 0)
     assert (report.verdict, report.calibration) == ("unverified", None)
-    assert report.reasons == ("no layer is quantized: what was compared is the float model",)
+    assert report.reasons == ("no layer is quantized: float was compared with float",)
     assert not (tmp_path / "m.trtq" / "calibration.cache").exists()
 
 

@@ -145,7 +145,7 @@ def test_random_data_is_warned_of(model: Path) -> None:
     job = prepared(model, ModelSpec(), random_data=True, watcher=watcher)
     assert job.calibration is not None
     assert job.calibration.is_random
-    assert watcher.warnings == ["calibrating with random numbers: the accuracy of this engine is meaningless"]
+    assert watcher.warnings == ["calibrating with random numbers: the accuracy of this engine means nothing"]
 
 
 def test_what_loading_changed_is_noted(model: Path) -> None:

@@ -70,7 +70,7 @@ def test_what_has_qdq_runs_in_int8(packed: Path) -> None:
     assert report.engine.num_realized == report.engine.layers_quantized == len(marked(report))
     kept = {node.name: node.reason for node in report.kept_float}
     assert "packed" not in marked(report)
-    assert re.fullmatch(r"no-kernel: the builder ran it as [\w/]+ behind Q/DQ", kept["packed"])
+    assert re.fullmatch(r"no-kernel: the builder ran it as [\w/]+ despite its Q/DQ", kept["packed"])
     assert "built in float, as the builder has no INT8 kernel for it: packed" in report.notes
 
 

@@ -98,7 +98,7 @@ def test_the_layer_that_spoils_it_is_kept_and_the_patterns_reproduce_the_model(p
     assert report.auto.kept[0].macs == pytest.approx(second / (first + second + third))
     assert report.auto.quantized_macs == pytest.approx((first + third) / (first + second + third))
     assert report.auto.quantized_macs_before == 1.0
-    assert report.auto.outcome.startswith("the gate holds: 1 of 3 layers are kept out of INT8, 79.5% of the")
+    assert report.auto.outcome.startswith("the gate passes: 1 of 3 layers are kept out of INT8, 79.5% of the")
     (kept,) = report.kept_float
     assert (kept.name, kept.reason[:40]) == ("second", "kept by --auto: alone in INT8 it leaves ")
     assert report.evaluated_samples == 8
@@ -254,9 +254,11 @@ def test_auto_is_for_int8_by_qdq(target: dict[str, Any]) -> None:
 def test_a_gate_that_no_int8_layer_holds_leaves_none(poisoned: Path) -> None:
     spec = replace(spec_for(poisoned), accuracy=AccuracySpec(min_cosine=0.99999999))
     report = build(poisoned, spec=spec, target=replace(AUTO, high_precision="fp32"))
-    assert report.reasons == ("no layer is quantized: what was compared is the float model",)
+    assert report.reasons == ("no layer is quantized: float was compared with float",)
     assert report.auto is not None
-    assert report.auto.outcome.startswith("the gate holds, but with no layer in INT8: 2 of 2 layers are kept")
+    assert report.auto.outcome.startswith(
+        "the gate passes, but with no layer in INT8: 2 of 2 layers are kept"
+    )
     assert (report.auto.quantized_macs, report.engine.layers_quantized) == (0.0, 0)
     (warning,) = (item for item in report.warnings if item.startswith("only 0.0% of the MACs are in INT8, "))
     assert "with every layer in INT8 the outputs had an SQNR of " in warning
@@ -283,7 +285,7 @@ def test_a_layer_that_int8_spoils_is_fp8_where_that_is_allowed(poisoned: Path) -
     assert report.auto.formats == {"int8": (first + third) / total, "fp8": second / total, "fp16": 0.0}
     assert (report.auto.kept, report.auto.quantized_macs, report.kept_float) == ((), 1.0, ())
     assert report.auto.outcome.startswith(
-        "the gate holds: 0 of 3 layers are kept out of INT8 and FP8, 79.5% of the MACs are in INT8, 20.5% "
+        "the gate passes: 0 of 3 layers are kept out of INT8 and FP8, 79.5% of the MACs are in INT8, 20.5% "
     )
     assert report.auto.cost == report.auto.cost_before  # FP8 costs what INT8 does
     assert report.auto.cost_float == pytest.approx(1.0)

@@ -243,11 +243,11 @@ def test_a_method_has_the_parameters_of_the_settings(spec: CalibrationSpec, meth
     [
         (
             CalibrationSpec("", "mse", {"num_bins": 9}),
-            "num_bins is no parameter of the calibration method mse; it has num_candidates, smallest",
+            "num_bins is not a parameter of the calibration method mse; it has num_candidates, smallest",
         ),
         (
             CalibrationSpec("", "minmax", {"smallest": 0.5}),
-            "smallest is no parameter of the calibration method minmax; it has none",
+            "smallest is not a parameter of the calibration method minmax; it has none",
         ),
         (CalibrationSpec("", "entropy", {"num_bins": 1}), "entropy needs 2 <= num_levels <= num_bins"),
     ],

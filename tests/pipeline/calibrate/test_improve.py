@@ -132,7 +132,7 @@ def test_too_few_samples_to_rescale_channels_are_told_of(
     found = _improved((graph, placement, statistics, batches.first(24)), spec, log)
     assert found.repairs is not None
     assert log.notes == [
-        "no channels are rescaled: that takes 16 held-out samples to judge by, and there were 8; give "
+        "no channels are rescaled: that takes 16 samples held back to judge by, and there were 8; give "
         "32 calibration samples or more"
     ]
     alone = replace(spec, quantization=QuantizationSpec(repair=("bias",)))

@@ -71,8 +71,8 @@ def test_a_factor_that_is_not_positive_is_refused(std: tuple[float]) -> None:
 @pytest.mark.parametrize(
     ("changes", "steps", "words"),
     [
-        ({"dtype": "float16"}, {}, "nvinfer feeds pictures as float32 with four axes"),
-        ({"shape": (3, 4, 6)}, {}, "nvinfer feeds pictures as float32 with four axes"),
+        ({"dtype": "float16"}, {}, "nvinfer feeds images as float32 with four axes"),
+        ({"shape": (3, 4, 6)}, {}, "nvinfer feeds images as float32 with four axes"),
         ({"shape": ("n", 4, 6, 3)}, {}, "4 channels in the layout NCHW, which are not those of RGB"),
         (
             {},

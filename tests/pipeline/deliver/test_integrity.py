@@ -201,7 +201,7 @@ def test_a_file_that_was_changed_is_refused(content: bytes | None, folder: Path)
         (folder / "model.engine").write_bytes(content)
     refuse_changed(folder, manifest, "report.json", "part/weights")
     with pytest.raises(
-        ArtifactError, match=r"model\.engine is not the file that was built: its SHA-256 is not"
+        ArtifactError, match=r"model\.engine is not the file that was built: its SHA-256 does not"
     ):
         refuse_changed(folder, manifest, "report.json", "model.engine")
 

@@ -168,7 +168,7 @@ def test_a_report_of_the_first_schema_counts_int8() -> None:
 
 def test_a_report_of_the_first_schema_has_the_shares_of_its_search(tmp_path: Path) -> None:
     document = json.loads((Path(__file__).parents[2] / "data" / "kept" / "report-1-rtx.json").read_bytes())
-    document["auto"] = {"outcome": "the gate holds", "int8_macs": 0.5, "int8_macs_before": 0.9}
+    document["auto"] = {"outcome": "the gate passes", "int8_macs": 0.5, "int8_macs_before": 0.9}
     (tmp_path / "report.json").write_text(json.dumps(document))
     auto = read_report(tmp_path).auto
     assert auto is not None

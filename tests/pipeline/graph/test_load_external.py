@@ -67,7 +67,7 @@ def test_a_large_model_is_hashed_when_it_is_asked_for_and_must_be_as_it_was(
 def test_external_data_that_is_missing(path_of: Callable[..., Path], tmp_path: Path) -> None:
     _, path = _external(path_of, tmp_path)
     (path.parent / "weights.bin").unlink()
-    match = r"of 'w' lie in 'weights.bin', which is not beside the model; copy that file to .*external"
+    match = r"of 'w' lie in 'weights.bin', which is not next to the model; copy that file to .*external"
     with pytest.raises(ModelError, match=match):
         load(path, min_opset=13)
 
@@ -173,7 +173,7 @@ def test_a_device_is_refused_and_not_read_in_the_background(
         tensor.external_data[0].value = location
     path.write_bytes(proto.SerializeToString())
     before = {*threading.enumerate()}
-    with pytest.raises(ModelError, match=r"outside of the model's folder|is not beside the model"):
+    with pytest.raises(ModelError, match=r"outside of the model's folder|is not next to the model"):
         load(path, min_opset=13)
     left = {*threading.enumerate()} - before
     for thread in left:

@@ -24,7 +24,7 @@ def test_no_file(tmp_path: Path) -> None:
 
 
 def test_a_folder(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match=r"is a folder; name the \.onnx file in it"):
+    with pytest.raises(ModelError, match=r"is a folder; give the \.onnx file in it"):
         load(tmp_path, min_opset=13)
 
 

@@ -104,7 +104,7 @@ def test_the_first_token_that_differs_is_told(tmp_path: Path) -> None:
     assert lines[0] == "prompt 1, 2 tokens: diverges at token 2 of 4"
     assert lines[1] == "  a.onnx  4 8 0 0"
     assert lines[3] == "prompt 2, 2 tokens: the same 4 tokens"
-    assert lines[-1] == "the first 2.5 of 4 tokens are the same, in the mean"
+    assert lines[-1] == "on average, the first 2.5 of 4 tokens are the same"
     assert [item["diverges_at"] for item in json.loads(trtq(*arguments, "--json").stdout)] == [1, None]
 
 
@@ -148,7 +148,7 @@ def test_a_mask_is_no_prompt(tmp_path: Path) -> None:
             "g (int64[N, S] input_ids, float[N, P, 2] past) => (float[N, S, 1] y) "
             "{ a = Cast <to = 1> (input_ids) s = ReduceSum <keepdims = 0> (past) b = Add (a, s) "
             "y = Unsqueeze (b, two) }",
-            "has a cache 'past' as input, and none of that name as output",
+            "has the cache input 'past', but no such output",
         ),
         (
             "g (int64[N, S] input_ids) => (float[N, S, 1] y, float[1] z) "

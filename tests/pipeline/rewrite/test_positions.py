@@ -36,7 +36,7 @@ def test_angles_of_positions_stay_fp32(
     frequencies = np.array([[[1.0], [0.1], [0.01], [1e-3]]], np.float32)
     model = model_of(ROTARY.replace("{}", product), w=frequencies, one=np.array([1]))
     result, kept = convert(model)
-    reason = f"makes angles of positions, which {'FP16' if convert is to_fp16 else 'BF16'} rounds"
+    reason = f"computes angles from positions, which {'FP16' if convert is to_fp16 else 'BF16'} rounds"
     reasons = dict.fromkeys(("cast", "unsqueeze", "angles"), reason)
     for node in ("cos", "sin"):
         reasons[node] = reason if convert is to_fp16 else f"{node.title()} has no BF16 version"

@@ -189,7 +189,7 @@ def test_computing_with_shapes_stays_fp32(
         factors=np.array([1, 1, 1.5, 1.5], np.float32),
     )
     result, reasons = cast(model)
-    reason = "computes with the shapes of tensors"
+    reason = "computes with tensor shapes"
     assert reasons == dict.fromkeys(("float", "mul", "floor", "int"), reason)
     assert casts_of(result) == ["float", "int", "x_to_fp16", "y_to_fp32_output"]
     assert types_of(result)["fill"] is F16

@@ -268,7 +268,7 @@ def test_bodies_stay_fp32_and_so_does_what_they_capture(
         w=_random(3, 3),
     )
     result, reasons = cast(model)
-    assert reasons == {"if": "If has a body of its own"}
+    assert reasons == {"if": "If has a subgraph"}
     assert types_of(result) == {"relu": F16, "if": F32, "add": F16}
     assert "r_to_fp32" in casts_of(result)
     assert_near(model, result, feed={"c": np.array(branch)})
@@ -307,7 +307,7 @@ def test_a_loop_keeps_its_state_in_fp32(model_of: Callable[..., ir.Model], asser
         yes=np.array(True),
     )
     result, reasons = cast(model)
-    assert reasons == {"loop": "Loop has a body of its own"}
+    assert reasons == {"loop": "Loop has a subgraph"}
     assert types_of(result) == {"half": F16, "loop": F32, "out": F16}
     assert_near(model, result)
 

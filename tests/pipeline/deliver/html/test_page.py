@@ -58,7 +58,7 @@ def test_everything_of_the_report_is_on_the_page(report: Report, manifest: Manif
         logits=(logits,),
         weights=weights,
         top5={"fp32": 0.991, "int8": 0.9},
-        auto=AutoReport("the gate holds: 3 of 9 layers are kept"),
+        auto=AutoReport("the gate passes: 3 of 9 layers are kept"),
         reused=("ranges",),
         engine=replace(report.engine, warnings=("slow kernel",)),
     )
@@ -107,7 +107,7 @@ def test_what_was_measured_of_layers_is_shown(report: Report, manifest: Manifest
     layers = tuple(LayerSensitivity(layer.name, "Conv", 1, effect, effect) for layer in seen.layers)
     measured = Sensitivity("model.onnx", "data", 77, 3, layers=layers)
     text = Parsed(render_page(report, manifest, seen, measured)).text
-    assert "with this layer alone in its format, on 77 samples" in text
+    assert "when only this layer is quantized, on 77 samples" in text
     assert text.count("33.2") == 3
     assert "trtq sensitivity" not in text
 
@@ -186,7 +186,7 @@ def test_a_net_of_300_layers_takes_less_than_2_mb(report: Report, manifest: Mani
 
 
 @pytest.mark.parametrize(("quantization", "precision", "told"), [
-    ("implicit", "int8", "TensorRT calibrated by itself"),
+    ("implicit", "int8", "TensorRT ran its own calibration"),
     ("explicit", "int8", "the ranges were given, or none are needed"),
 ])  # fmt: skip
 def test_why_nothing_was_seen_is_told(

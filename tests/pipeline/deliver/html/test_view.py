@@ -135,7 +135,7 @@ def test_the_command_comes_first_and_a_failed_gate_offers_help(report: Report, m
 def test_what_a_search_found_is_told_with_the_layers_of_each_format(report: Report) -> None:
     assert list_layers_by_format(report) == ()
     found = AutoReport(
-        "the gate holds",
+        "the gate passes",
         layers={"a": "int8", "b": "fp8", "c": "int8"},
         formats={"int8": 0.75, "fp8": 0.125, "fp16": 0.125},
         cost=0.5,
@@ -146,7 +146,7 @@ def test_what_a_search_found_is_told_with_the_layers_of_each_format(report: Repo
         ("in INT8, 75.0% of the multiply-accumulates", ["a", "c"]),
         ("in FP8, 12.5% of the multiply-accumulates", ["b"]),
     ]
-    assert format_search(found).startswith("the gate holds. By the data sheets of the GPU (not measured) ")
+    assert format_search(found).startswith("the gate passes. By the data sheets of the GPU (not measured) ")
     assert format_search(found).endswith("cost 50% of all layers in FP16; in their cheapest formats 25%.")
     assert format_search(AutoReport("not needed")) == "not needed"
 

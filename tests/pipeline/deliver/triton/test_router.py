@@ -105,7 +105,7 @@ def test_the_router_batches_as_the_pair_does() -> None:
 
 def test_two_models_that_take_other_requests_are_no_pair() -> None:
     other = replace(B, max_batch=4, inputs=(TritonPort("x", "TYPE_FP16", (4,)),), outputs=())
-    with pytest.raises(ArtifactError, match="net and net_onnx are no pair for --ab") as caught:
+    with pytest.raises(ArtifactError, match="net and net_onnx cannot be paired for --ab") as caught:
         write_router("net_ab", (A, other), 10)
     told = str(caught.value)
     assert "their largest batches are 8 and 4" in told
