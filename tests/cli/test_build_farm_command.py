@@ -141,7 +141,10 @@ def test_a_kind_that_fails_to_calibrate_fails_on_every_kind(
         (("--workers", "ray", "--memory", "2G"), "--memory is for the processes of this machine; a cluster"),
         (("--workers", "threads"), "--workers threads builds nothing; use processes (and --jobs N), ray or"),
         (("--autoscaling",), "--autoscaling is for a cluster; add --workers ray, or leave it out"),
-        ((), "detector is for machines of the kind small, and this machine is not known to be one; build on a"),
+        (
+            (),
+            "detector is for machines of the kind small, and this machine is not known to be one; build on a",
+        ),
         (
             ("--on", "small", "--index", "FOREIGN"),
             "foreign.json is not an index of trtq; choose another",
