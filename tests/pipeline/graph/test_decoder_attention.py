@@ -16,6 +16,8 @@ from trtq.models.session import open_session, run
 from trtq.pipeline.formats import INT8
 from trtq.pipeline.graph.kv_cache import find_caches
 from trtq.pipeline.graph.load import Graph, load
+from trtq.pipeline.judge.witness import check_against_file
+from trtq.progress import choose_watcher
 
 _TEXT = """<ir_version: 10, opset_import: ["": {opset}, "com.microsoft": 1]>
 g ({dtype}{query} q, {inputs}, {dtype}[B,{shared},P,32] past_k, {dtype}[B,{shared},P,32] past_v)
@@ -226,3 +228,19 @@ def test_caches_of_codes_can_take_their_place(tmp_path: Path, is_grouped: bool) 
     graph = _grouped(path, "do_rotary = 1") if is_grouped else _standard(path, "is_causal = 1")
     found = {cache.past: cache.present for cache in find_caches(graph.model, INT8, path)}
     assert found == {"past_k": "present_k", "past_v": "present_v"}
+
+
+def test_without_data_a_step_behind_a_cache_is_compared_with_the_file(tmp_path: Path) -> None:
+    """Of a mask with zeros the kernel and the plain nodes make something else."""
+    text = """<ir_version: 10, opset_import: ["": 17, "com.microsoft": 1]>
+    g (float[B,S,128] q, float[B,S,64] k, int64[B,T] attention_mask, float[B,2,P,32] past_key,
+       float[B,2,P,32] past_value)
+      => (float[B,S,128] y, float[B,2,T,32] present_key, float[B,2,T,32] present_value)
+    <int64[1] axes = {1}, int64 one = {1}> {
+      seen = ReduceSum <keepdims = 0> (attention_mask, axes)
+      last = Sub (seen, one) lasts = Cast <to = 6> (last)
+      sizes = Shape (attention_mask) all = Gather (sizes, one) total = Cast <to = 6> (all)
+      [attention] y, present_key, present_value = com.microsoft.GroupQueryAttention
+        <num_heads = 4, kv_num_heads = 2> (q, k, k, past_key, past_value, lasts, total)
+    }"""
+    check_against_file(_load(tmp_path / "m.onnx", text, {}), None, choose_watcher(None))
