@@ -38,9 +38,10 @@ def unfold(edit: GraphEditor, node: ir.Node) -> None:
     Raises:
         ModelError: It does what the plain nodes do not.
     """
-    given = [_input(node, place) for place in range(3)]
-    query, key = given[:2]
+    query, key, value = (_input(node, place) for place in range(3))
     assert query is not None
+    assert key is not None
+    assert value is not None
     write = Writer(edit, node, query.dtype or ir.DataType.FLOAT)
     if _input(node, _NONPAD) is not None:
         write.refuse("nonpad_kv_seqlen beside a cache")
@@ -48,13 +49,12 @@ def unfold(edit: GraphEditor, node: ir.Node) -> None:
         write.refuse("its scores as an output")
     counts = _count_heads(write, query, key)
     if query.shape is not None and len(query.shape) == 4:
-        queries, keys, values = given
+        queries, keys, values = query, key, value
     else:
-        parts = zip(given, (counts[0], counts[1], counts[1]), ("query", "key", "value"), strict=True)
+        parts = zip(
+            (query, key, value), (counts[0], counts[1], counts[1]), ("query", "key", "value"), strict=True
+        )
         queries, keys, values = (split_heads(write, item, count, word) for item, count, word in parts)
-    assert queries is not None
-    assert keys is not None
-    assert values is not None
     past_key, past_value = _input(node, _PAST_KEY), _input(node, _PAST_VALUE)
     new, places = list_positions(write, past_key, keys)
     scaled = write.add(
