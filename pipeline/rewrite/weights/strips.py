@@ -83,7 +83,7 @@ def _encode_rows(
     amax: NDArray[np.float32] | None,
     check: Callable[[NDArray[np.float32]], None],
 ) -> Codes:
-    """Returns codes and scales; the largest magnitudes, not finite where a value is not, are checked first."""
+    """Returns codes and scales; the largest magnitudes, which tell what is not finite, are checked first."""
     form, granularity = encoding.format, encoding.granularity
     if not isinstance(granularity, PerBlock):
         amax = find_largest(values, granularity) if amax is None else amax
