@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
-from trtq.errors import ModelError
 from trtq.pipeline.graph.edit import GraphEditor
 
 LOWEST = -65504.0
 """What a masked score is in place of minus infinity: the softmax makes 0 of it in FP16 and in FP32."""
 Input = ir.Value | np.ndarray[Any, Any] | None
+
+
+class NoPlainFormError(Exception):
+    """What a node has that no plain form here does; raised before any of its outputs is replaced."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,13 +50,6 @@ class Writer:
     def size(self, value: ir.Value, axis: int, word: str) -> ir.Value:
         """Returns a size of a value: int64, shape (1,)."""
         return self.add("Gather", [self.add("Shape", [value], f"{word}_shape"), integers(axis)], word)
-
-    def refuse(self, what: str) -> NoReturn:
-        """Refuses what no plain form does."""
-        raise ModelError(
-            f"node {self.node.name!r} ({self.node.op_type}) has {what}, which trtq cannot write as plain "
-            f"nodes; export the model without it"
-        )
 
 
 @dataclass(frozen=True, slots=True)

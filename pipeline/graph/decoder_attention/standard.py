@@ -9,6 +9,7 @@ import onnx_ir as ir
 
 from trtq.pipeline.graph.decoder_attention.parts import (
     Heads,
+    NoPlainFormError,
     Writer,
     attend,
     find_causal,
@@ -36,7 +37,7 @@ def unfold(edit: GraphEditor, node: ir.Node) -> None:
     """Puts plain nodes in the place of one.
 
     Raises:
-        ModelError: It does what the plain nodes do not.
+        NoPlainFormError: It does what the plain nodes do not.
     """
     query, key, value = (_input(node, place) for place in range(3))
     assert query is not None
@@ -44,9 +45,9 @@ def unfold(edit: GraphEditor, node: ir.Node) -> None:
     assert value is not None
     write = Writer(edit, node, query.dtype or ir.DataType.FLOAT)
     if _input(node, _NONPAD) is not None:
-        write.refuse("nonpad_kv_seqlen beside a cache")
+        raise NoPlainFormError("nonpad_kv_seqlen beside a cache")
     if len(node.outputs) > 3 and (node.outputs[3].uses() or node.outputs[3].is_graph_output()):
-        write.refuse("its scores as an output")
+        raise NoPlainFormError("its scores as an output")
     counts = _count_heads(write, query, key)
     if query.shape is not None and len(query.shape) == 4:
         queries, keys, values = query, key, value
@@ -87,7 +88,7 @@ def _count_heads(write: Writer, query: ir.Value, key: ir.Value | None) -> tuple[
         if not given and shape is not None and len(shape) == 4:
             given = shape[1]
         if not isinstance(given, int) or given < 1:
-            write.refuse(f"an unknown number of heads ({name})")
+            raise NoPlainFormError(f"an unknown number of heads ({name})")
         found.append(given)
     return found[0], found[1]
 
@@ -99,7 +100,7 @@ def _find_scale(write: Writer, query: ir.Value, past: ir.Value | None, count: in
     sizes = [(value.shape[-1], len(value.shape)) for value in (past, query) if value and value.shape]
     size = next(((size, rank) for size, rank in sizes if isinstance(size, int)), None)
     if size is None:
-        write.refuse("heads of unknown size")
+        raise NoPlainFormError("heads of unknown size")
     return 1 / math.sqrt(size[0] if size[1] == 4 else size[0] // count)
 
 
