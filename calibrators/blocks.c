@@ -8,6 +8,10 @@
 #include <stddef.h>
 #include <stdint.h>
 #include <string.h>
+#if defined(__x86_64__) && defined(__GNUC__)
+#define HAS_PAIRS
+#include <immintrin.h>
+#endif
 
 /* On x86 with glibc the loader chooses the widest vectors that the processor has. */
 #if defined(__x86_64__) && defined(__GLIBC__) && defined(__GNUC__) && !defined(__clang__)
@@ -185,6 +189,18 @@ enum { LANES = 8, SIDE = 32 };
 typedef float floats __attribute__((vector_size(4 * LANES)));
 typedef int32_t integers __attribute__((vector_size(4 * LANES)));
 
+INLINE void keep_better(const float *products, const float *squares, float *most, float *best)
+{
+    for (size_t i = 0; i < LANES; i++) {
+        const float sum = products[i] / 1024.0f;
+        const float ratio = sum / (squares[i] > 0.0f ? squares[i] : 1.0f);
+        if (ratio * sum > most[i]) {
+            most[i] = ratio * sum;
+            best[i] = ratio;
+        }
+    }
+}
+
 /* Does what `trtq_search_blocks` does for as many blocks as there are lanes. */
 INLINE void search(const float *values, size_t length, const float *units, const float *inverses, size_t num_clips,
                    float *best)
@@ -212,16 +228,49 @@ INLINE void search(const float *values, size_t length, const float *units, const
             product += code * counted[b];
             square += code * code;
         }
-        for (size_t i = 0; i < LANES; i++) {
-            const float sum = product[i] / 1024.0f;
-            const float ratio = sum / (square[i] > 0.0f ? square[i] : 1.0f);
-            if (ratio * sum > most[i]) {
-                most[i] = ratio * sum;
-                best[i] = ratio;
-            }
-        }
+        keep_better((const float *)&product, (const float *)&square, most, best);
     }
 }
+
+#ifdef HAS_PAIRS
+/* Does the same with the codes of two rows as pairs of 16 bits, whose products are added up at once: the sums are
+ * whole numbers, and exact in either way. */
+__attribute__((target("avx2"))) static void search_pairs(const float *values, size_t length, const float *units,
+                                                         const float *inverses, size_t num_clips, float *best)
+{
+    const __m256i lowest = _mm256_set1_epi16(-8), largest = _mm256_set1_epi16(7);
+    const __m256 unit = _mm256_loadu_ps(units), parts = _mm256_set1_ps(1024.0f);
+    __m256 block[LONGEST];
+    __m256i counted[LONGEST / 2];
+    float most[LANES];
+
+    for (size_t b = 0; b < length; b++)
+        block[b] = _mm256_mul_ps(_mm256_loadu_ps(values + b * SIDE), unit);
+    for (size_t b = 0; b < length; b += 2) {
+        const __m256i even = _mm256_cvtps_epi32(_mm256_mul_ps(block[b], parts));
+        const __m256i odd = _mm256_cvtps_epi32(_mm256_mul_ps(block[b + 1], parts));
+        counted[b / 2] = _mm256_blend_epi16(even, _mm256_slli_epi32(odd, 16), 0xAA);
+    }
+    for (size_t i = 0; i < LANES; i++)
+        most[i] = -1.0f;
+    for (size_t c = 0; c < num_clips; c++) {
+        const __m256 inverse = _mm256_set1_ps(inverses[c]);
+        __m256i product = _mm256_setzero_si256(), square = _mm256_setzero_si256();
+        float products[LANES], squares[LANES];
+        for (size_t b = 0; b < length; b += 2) {
+            const __m256i even = _mm256_cvtps_epi32(_mm256_mul_ps(block[b], inverse));
+            const __m256i odd = _mm256_cvtps_epi32(_mm256_mul_ps(block[b + 1], inverse));
+            __m256i codes = _mm256_blend_epi16(even, _mm256_slli_epi32(odd, 16), 0xAA);
+            codes = _mm256_min_epi16(_mm256_max_epi16(codes, lowest), largest);
+            product = _mm256_add_epi32(product, _mm256_madd_epi16(codes, counted[b / 2]));
+            square = _mm256_add_epi32(square, _mm256_madd_epi16(codes, codes));
+        }
+        _mm256_storeu_ps(products, _mm256_cvtepi32_ps(product));
+        _mm256_storeu_ps(squares, _mm256_cvtepi32_ps(square));
+        keep_better(products, squares, most, best);
+    }
+}
+#endif
 
 WIDEST
 /* Finds, for each block of at most 256 values, the scale of least squared error of all clips.
@@ -237,6 +286,9 @@ void trtq_search_blocks(const void *values, int32_t is_half, size_t outer, size_
     const int is_row = inner == 1 && near == 1;
     const size_t groups = is_row ? 1 : outer, members = is_row ? outer : inner;
     float tile[LONGEST][SIDE], loaded[LONGEST];
+#ifdef HAS_PAIRS
+    const int in_pairs = length % 2 == 0 && __builtin_cpu_supports("avx2");
+#endif
 
     for (size_t o = 0; o < groups; o++)
         for (size_t start = 0; start < members; start += SIDE) { /* whole lines of the cache are read */
@@ -253,6 +305,14 @@ void trtq_search_blocks(const void *values, int32_t is_half, size_t outer, size_
             }
             for (size_t b = 0; !is_row && b < length; b++)
                 load(values, is_half, o * far + b * near + start, width, tile[b]);
+#ifdef HAS_PAIRS
+            if (in_pairs) {
+                for (size_t i = 0; i < width; i += LANES)
+                    search_pairs(&tile[0][i], length, own + i, inverses, num_clips, found + i);
+                memcpy(best + first, found, width * sizeof *found);
+                continue;
+            }
+#endif
             for (size_t i = 0; i < width; i += LANES)
                 search(&tile[0][i], length, own + i, inverses, num_clips, found + i);
             memcpy(best + first, found, width * sizeof *found);

@@ -226,7 +226,8 @@ def make_random_batches(
 ) -> Batches:
     """Returns made-up feeds: normal numbers for floats, 0 and 1 for the rest. Ranges from them mean nothing.
 
-    Open dims of inputs that `shapes` does not name become 1.
+    A mask of attention hides nothing: how much of a cache it shows decides what a decoder reads. Open dims
+    of inputs that `shapes` does not name become 1.
 
     Raises:
         DataError: An input has too many elements.
@@ -247,7 +248,10 @@ def make_random_batches(
 
     def draw(rng: np.random.Generator, spec: TensorSpec) -> NDArray[Any]:
         is_float, size = spec.dtype.startswith(("float", "bfloat")), sizes[spec.name]
-        return np.asarray(rng.standard_normal(size) if is_float else rng.integers(0, 2, size), spec.dtype)
+        values = rng.standard_normal(size) if is_float else rng.integers(0, 2, size)
+        if not is_float and "attention_mask" in spec.name:
+            values = np.ones(size)
+        return np.asarray(values, spec.dtype)
 
     def read() -> Iterator[Feed]:
         rng = np.random.default_rng(0)

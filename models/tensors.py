@@ -69,7 +69,7 @@ def iterate_rows(tensor: ir.TensorProtocol, rows: int) -> Iterator[tuple[slice, 
     with _open(tensor) as file:
         for place in places:
             part = buffer[: (place.stop - place.start) * size]
-            if file.readinto(part) != part.size:
+            if file.readinto(part.data) != part.size:
                 raise _tell_of_end(tensor)
             yield place, part.view(dtype).reshape(-1, *shape[1:])
 

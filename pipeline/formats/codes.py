@@ -14,7 +14,7 @@ from trtq.pipeline.formats.blocks import iterate_parts
 from trtq.pipeline.formats.floats import find_most, round_scales_up
 from trtq.pipeline.formats.format import Format
 from trtq.pipeline.formats.granularity import Granularity, PerBlock, PerChannel
-from trtq.pipeline.formats.rounding import find_extremes, round_blocks
+from trtq.pipeline.formats.rounding import Extremes, find_extremes, round_blocks
 
 Codes = tuple[NDArray[Any], NDArray[np.float32]]
 """Codes of a tensor's shape, and scales of its granularity's."""
@@ -100,9 +100,11 @@ class CodeFormat(Format):
         """Returns the scales with which the largest magnitudes get the largest code, rounded up."""
         return round_scales_up(amax / np.float32(self.largest), dtype, find_most(dtype, self.largest))
 
-    def block_scales(self, blocks: NDArray[Any], dtype: str, method: str) -> NDArray[np.float32]:
-        """Returns the scales (outer, inner) of blocks (outer, block, inner)."""
-        return self.scales_of(find_extremes(blocks)[1], dtype)
+    def block_scales(
+        self, blocks: NDArray[Any], dtype: str, method: str, extremes: Extremes | None = None
+    ) -> NDArray[np.float32]:
+        """Returns the scales (outer, inner) of blocks (outer, block, inner), whose extremes may be known."""
+        return self.scales_of((extremes or find_extremes(blocks))[1], dtype)
 
     def codes_of_blocks(self, blocks: NDArray[Any], scales: NDArray[np.float32]) -> NDArray[Any]:
         """Returns the nearest codes of blocks (outer, block, inner), by their scales (outer, inner)."""

@@ -12,7 +12,7 @@ from trtq.pipeline.formats.blocks import BLOCK_SIZES
 from trtq.pipeline.formats.clips import choose_search, search_with_numpy
 from trtq.pipeline.formats.codes import CodeFormat
 from trtq.pipeline.formats.floats import find_most, round_scales_up
-from trtq.pipeline.formats.rounding import find_extremes
+from trtq.pipeline.formats.rounding import Extremes, find_extremes
 
 
 class _Int4(CodeFormat):
@@ -21,6 +21,7 @@ class _Int4(CodeFormat):
         blocks: NDArray[Any],
         dtype: str,
         method: str,
+        extremes: Extremes | None = None,
         importance: NDArray[np.float32] | None = None,
     ) -> NDArray[np.float32]:
         """Returns the scales of least squared error, found from 12 clips, unless the method is "rtn".
@@ -32,12 +33,13 @@ class _Int4(CodeFormat):
             blocks: Any float dtype, shape (outer, block, inner).
             dtype: Which the scales must survive.
             method: "rtn" or another.
+            extremes: Of the blocks, where they are known.
             importance: What the squared error of each weight counts, shape (outer, block, 1), none negative;
                 None: all count the same.
         """
         if method == "rtn":
-            return super().block_scales(blocks, dtype, method)
-        least, most = find_extremes(blocks)
+            return super().block_scales(blocks, dtype, method, extremes)
+        least, most = extremes or find_extremes(blocks)
         widest = self.scales_of(most, "float32")
         units = np.float32(1) / widest
         best = (

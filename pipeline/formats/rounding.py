@@ -16,11 +16,13 @@ from numpy.typing import NDArray
 from trtq.calibrators.kernel import load_function
 from trtq.pipeline.formats.blocks import iterate_parts
 
+Extremes = tuple[NDArray[np.float32], NDArray[np.float32]]
+"""The smallest value and the largest magnitude of each block."""
 _KINDS = (np.float16, np.float32)
 _BLOCK_TYPES = (ctypes.c_void_p, ctypes.c_int32, *(ctypes.c_size_t,) * 5)
 
 
-def find_extremes(values: NDArray[Any]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+def find_extremes(values: NDArray[Any]) -> Extremes:
     """Returns the smallest value and the largest magnitude of each block: float32.
 
     The magnitude is NaN where a value is.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -17,6 +18,7 @@ from trtq.calibrators.memory import find_free_bytes
 from trtq.calibrators.sources import make_random_batches
 from trtq.errors import ModelError
 from trtq.models.session import Session, open_session, open_session_of, run
+from trtq.models.signature import TensorSpec
 from trtq.numbers import format_bytes
 from trtq.pipeline.graph.fold import RANDOM
 from trtq.pipeline.graph.fp4 import without_fp4
@@ -24,6 +26,7 @@ from trtq.pipeline.graph.load import Graph, load, read_runnable
 from trtq.pipeline.graph.onnx_file import read_model
 from trtq.pipeline.graph.opset import FIRST_RUN, infer_shapes, read_opset
 from trtq.pipeline.graph.quantized import is_quantized
+from trtq.pipeline.graph.state import is_cache
 from trtq.pipeline.judge.widen import has_bf16, without_bf16
 from trtq.progress import Watcher
 
@@ -174,8 +177,10 @@ def _run_first(
         feed = _take_feed(graph, batches)
         return feed, _run(session, feed)
     failure = ModelError(f"{graph.path} has no inputs")
-    for size in _SIZES:
-        feed = _take_feed(graph, make_random_batches(graph.inputs, _fill(graph, shapes, size), 1))
+    steps = (True, False) if any(is_cache(item.name, item.shape) for item in graph.inputs) else (False,)
+    for size, is_step in itertools.product(_SIZES, steps):
+        sizes = _fill(graph, shapes, size, is_step=is_step)
+        feed = _take_feed(graph, make_random_batches(graph.inputs, sizes, 1))
         try:
             return feed, _run(session, feed)
         except ModelError as error:
@@ -183,13 +188,20 @@ def _run_first(
     raise failure
 
 
-def _fill(graph: Graph, shapes: Mapping[str, Sequence[int]], size: int) -> dict[str, Sequence[int]]:
-    """Returns shapes of all inputs: the known ones, and of the others two samples with this size."""
-    return {
-        item.name: shapes.get(item.name)
-        or [dim if isinstance(dim, int) else size if axis else 2 for axis, dim in enumerate(item.shape)]
-        for item in graph.inputs
-    }
+def _fill(
+    graph: Graph, shapes: Mapping[str, Sequence[int]], size: int, *, is_step: bool
+) -> dict[str, Sequence[int]]:
+    """Returns shapes of all inputs: the known ones, and of the others two samples with this size.
+
+    A step has one new token beside a cache of this size, and a mask for both.
+    """
+
+    def find(item: TensorSpec) -> list[int]:
+        is_whole = not is_step or is_cache(item.name, item.shape)
+        other = size if is_whole else size + 1 if "mask" in item.name else 1
+        return [dim if isinstance(dim, int) else other if axis else 2 for axis, dim in enumerate(item.shape)]
+
+    return {item.name: shapes.get(item.name) or find(item) for item in graph.inputs}
 
 
 def _take_feed(graph: Graph, batches: Batches) -> Arrays:

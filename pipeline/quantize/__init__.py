@@ -164,5 +164,12 @@ def _save_whole(model: ir.Model, output: Path) -> Path:
     return output
 
 
+def measure_model(path: Path) -> int:
+    """Returns the bytes of a model that `quantize` wrote, those of its weights beside it too."""
+    return sum(
+        item.stat().st_size for item in path.parent.iterdir() if item == path or _is_data_of(path, item)
+    )
+
+
 def _is_data_of(output: Path, path: Path) -> bool:
     return re.fullmatch(re.escape(output.name) + r"(\.\d+)?\.data", path.name) is not None

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import onnx_ir as ir
+from onnx_ir.passes import common as passes
 
 from trtq.numbers import format_count
 from trtq.pipeline.graph.decoder_attention import grouped, standard
+from trtq.pipeline.graph.decoder_attention.parts import NoPlainFormError
 from trtq.pipeline.graph.edit import GraphEditor
 from trtq.pipeline.graph.opset import infer_shapes, read_opset
 
@@ -18,25 +20,32 @@ _FIRST_OPSET = 13
 def unfold_attention(model: ir.Model) -> Iterator[str]:
     """Writes GroupQueryAttention of ONNX Runtime, and Attention of ONNX with a cache, as plain nodes.
 
-    The cache grows by one Concat, whose result is the output. The last node keeps the name.
+    The cache grows by one Concat, whose result is the output. The last node keeps the name. What has no plain
+    form here stays as it is: ONNX Runtime runs it.
 
     Args:
         model: Nodes have names; it is changed in place.
 
-    Raises:
-        ModelError: A node does what no plain form here does, or its sizes are not known.
+    Yields:
+        What was changed, and what was not, a sentence each.
     """
     kinds = (grouped, standard)
     found = [(kind, node) for node in model.graph for kind in kinds if kind.is_meant(node)]
     if not found or read_opset(model) < _FIRST_OPSET:
         return
     infer_shapes(model)
-    edit = GraphEditor(model)
+    edit, done = GraphEditor(model), []
     for kind, node in found:
-        kind.unfold(edit, node)
-    edit.drop_unused()
-    yield f"wrote {format_count(len(found), 'attention')} with a cache as plain nodes"
-    if any(kind is grouped for kind, _ in found):
+        try:
+            kind.unfold(edit, node)
+        except NoPlainFormError as reason:
+            yield f"node {node.name!r} ({node.op_type}) stays, which TensorRT does not take: it has {reason}"
+        else:
+            done.append(kind)
+    passes.RemoveUnusedNodesPass()(model)
+    if done:
+        yield f"wrote {format_count(len(done), 'attention')} with a cache as plain nodes"
+    if grouped in done:
         yield (
             "all texts of a batch have as many tokens before as the cache holds; the outputs are NaN where "
             "seqlens_k says another number"

@@ -9,6 +9,7 @@ import onnx_ir as ir
 
 from trtq.pipeline.graph.decoder_attention.parts import (
     Heads,
+    NoPlainFormError,
     Writer,
     attend,
     find_causal,
@@ -39,7 +40,7 @@ def unfold(edit: GraphEditor, node: ir.Node) -> None:
     there is a cache and seqlens_k says another number, the scores are infinite, so that the outputs are NaN.
 
     Raises:
-        ModelError: It does what the plain nodes do not.
+        NoPlainFormError: It does what the plain nodes do not.
     """
     query = node.inputs[0]
     assert query is not None
@@ -48,7 +49,7 @@ def unfold(edit: GraphEditor, node: ir.Node) -> None:
     past_key, past_value, lengths = _input(node, 3), _input(node, 4), _input(node, 5)
     count, shared = node.attributes.get_int("num_heads", 0), node.attributes.get_int("kv_num_heads", 0)
     if count < 1 or shared < 1 or count % shared:
-        write.refuse(f"{count} heads that share {shared} keys")
+        raise NoPlainFormError(f"{count} heads that share {shared} keys")
     queries, keys, values = _part(write, query, count, shared)
     new, places = list_positions(write, past_key, keys)
     if node.attributes.get_int("do_rotary", 0):
@@ -77,12 +78,12 @@ def _refuse_unknown(write: Writer) -> None:
     node = write.node
     for name in _UNKNOWN:
         if name in node.attributes and node.attributes[name].value not in (0, "NONE"):
-            write.refuse(f"{name} = {node.attributes[name].value}")
+            raise NoPlainFormError(f"{name} = {node.attributes[name].value}")
     for place, what in ((_SINK, "a head_sink"), (_KEY_SCALE, "codes in its cache"), (_VALUE_SCALE, "codes")):
         if _input(node, place) is not None:
-            write.refuse(what)
+            raise NoPlainFormError(what)
     if len(node.outputs) > 3 and (node.outputs[3].uses() or node.outputs[3].is_graph_output()):
-        write.refuse("its scores as an output")
+        raise NoPlainFormError("its scores as an output")
 
 
 def _input(node: ir.Node, place: int) -> ir.Value | None:
@@ -97,7 +98,7 @@ def _find_width(write: Writer, count: int, shared: int) -> int:
         return past.shape[-1]
     width = None if query.shape is None else query.shape[-1]
     if not isinstance(width, int):
-        write.refuse("heads of unknown size")
+        raise NoPlainFormError("heads of unknown size")
     return width // (count if _input(write.node, 1) is not None else count + 2 * shared)
 
 
@@ -132,7 +133,7 @@ def _rotate(write: Writer, value: ir.Value, new: ir.Value, word: str) -> ir.Valu
     shape = None if tables[0] is None else tables[0].shape
     half = None if shape is None else shape[-1]
     if not isinstance(half, int):
-        write.refuse("cos_cache and sin_cache of unknown size")
+        raise NoPlainFormError("cos_cache and sin_cache of unknown size")
     angles = [
         write.add("Gather", [table, new if given is None else given], f"{word}_{name}")
         for table, name in zip(tables, ("cos", "sin"), strict=True)

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
-from trtq.errors import ModelError
 from trtq.pipeline.graph.edit import GraphEditor
 
 LOWEST = -65504.0
 """What a masked score is in place of minus infinity: the softmax makes 0 of it in FP16 and in FP32."""
 Input = ir.Value | np.ndarray[Any, Any] | None
+
+
+class NoPlainFormError(Exception):
+    """What a node has that no plain form here does; raised before any of its outputs is replaced."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,13 +50,6 @@ class Writer:
     def size(self, value: ir.Value, axis: int, word: str) -> ir.Value:
         """Returns a size of a value: int64, shape (1,)."""
         return self.add("Gather", [self.add("Shape", [value], f"{word}_shape"), integers(axis)], word)
-
-    def refuse(self, what: str) -> NoReturn:
-        """Refuses what no plain form does."""
-        raise ModelError(
-            f"node {self.node.name!r} ({self.node.op_type}) has {what}, which trtq cannot write as plain "
-            f"nodes; export the model without it"
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +129,8 @@ def score(write: Writer, heads: Heads, softcap: float) -> ir.Value:
         query = _gather_rows(write, heads.query, heads.num_keys, 3, "queries")
     scores = write.add("MatMul", [query, keys], "scores")
     if heads.num_queries != heads.num_keys:
-        sizes = [integers(0, heads.num_queries), write.size(heads.query, 2, "num_rows"), integers(-1)]
+        rows = write.size(heads.query, 2, "num_rows")
+        sizes: list[Input] = [integers(0, heads.num_queries), rows, integers(-1)]
         scores = write.add("Reshape", [scores, write.add("Concat", sizes, "sizes", axis=0)], "scores_by_head")
     if softcap:
         capped = write.add("Tanh", [write.add("Div", [scores, write.number(softcap)], "below")], "tanh")
@@ -147,7 +144,8 @@ def attend(write: Writer, heads: Heads, probabilities: ir.Value) -> ir.Value:
         return write.add("MatMul", [probabilities, heads.value], "attended")
     rows = _gather_rows(write, probabilities, heads.num_keys, 3, "probability_rows")
     attended = write.add("MatMul", [rows, heads.value], "attended_rows")
-    sizes = [integers(0, heads.num_queries), write.size(heads.query, 2, "num_attended"), integers(-1)]
+    count = write.size(heads.query, 2, "num_attended")
+    sizes: list[Input] = [integers(0, heads.num_queries), count, integers(-1)]
     return write.add("Reshape", [attended, write.add("Concat", sizes, "attended_sizes", axis=0)], "attended")
 
 
@@ -158,5 +156,5 @@ def mask(write: Writer, scores: ir.Value, seen: ir.Value, word: str) -> ir.Value
 
 def _gather_rows(write: Writer, value: ir.Value, count: int, last: int, word: str) -> ir.Value:
     """Returns (batch, heads, rows, size) as (batch, count, heads / count * rows, size)."""
-    sizes = [integers(0, count, -1), write.size(value, last, f"{word}_width")]
+    sizes: list[Input] = [integers(0, count, -1), write.size(value, last, f"{word}_width")]
     return write.add("Reshape", [value, write.add("Concat", sizes, f"{word}_sizes", axis=0)], word)

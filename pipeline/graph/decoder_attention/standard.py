@@ -9,6 +9,7 @@ import onnx_ir as ir
 
 from trtq.pipeline.graph.decoder_attention.parts import (
     Heads,
+    NoPlainFormError,
     Writer,
     attend,
     find_causal,
@@ -36,25 +37,25 @@ def unfold(edit: GraphEditor, node: ir.Node) -> None:
     """Puts plain nodes in the place of one.
 
     Raises:
-        ModelError: It does what the plain nodes do not.
+        NoPlainFormError: It does what the plain nodes do not.
     """
-    given = [_input(node, place) for place in range(3)]
-    query, key = given[:2]
+    query, key, value = (_input(node, place) for place in range(3))
     assert query is not None
+    assert key is not None
+    assert value is not None
     write = Writer(edit, node, query.dtype or ir.DataType.FLOAT)
     if _input(node, _NONPAD) is not None:
-        write.refuse("nonpad_kv_seqlen beside a cache")
+        raise NoPlainFormError("nonpad_kv_seqlen beside a cache")
     if len(node.outputs) > 3 and (node.outputs[3].uses() or node.outputs[3].is_graph_output()):
-        write.refuse("its scores as an output")
+        raise NoPlainFormError("its scores as an output")
     counts = _count_heads(write, query, key)
     if query.shape is not None and len(query.shape) == 4:
-        queries, keys, values = given
+        queries, keys, values = query, key, value
     else:
-        parts = zip(given, (counts[0], counts[1], counts[1]), ("query", "key", "value"), strict=True)
+        parts = zip(
+            (query, key, value), (counts[0], counts[1], counts[1]), ("query", "key", "value"), strict=True
+        )
         queries, keys, values = (split_heads(write, item, count, word) for item, count, word in parts)
-    assert queries is not None
-    assert keys is not None
-    assert values is not None
     past_key, past_value = _input(node, _PAST_KEY), _input(node, _PAST_VALUE)
     new, places = list_positions(write, past_key, keys)
     scaled = write.add(
@@ -87,7 +88,7 @@ def _count_heads(write: Writer, query: ir.Value, key: ir.Value | None) -> tuple[
         if not given and shape is not None and len(shape) == 4:
             given = shape[1]
         if not isinstance(given, int) or given < 1:
-            write.refuse(f"an unknown number of heads ({name})")
+            raise NoPlainFormError(f"an unknown number of heads ({name})")
         found.append(given)
     return found[0], found[1]
 
@@ -99,7 +100,7 @@ def _find_scale(write: Writer, query: ir.Value, past: ir.Value | None, count: in
     sizes = [(value.shape[-1], len(value.shape)) for value in (past, query) if value and value.shape]
     size = next(((size, rank) for size, rank in sizes if isinstance(size, int)), None)
     if size is None:
-        write.refuse("heads of unknown size")
+        raise NoPlainFormError("heads of unknown size")
     return 1 / math.sqrt(size[0] if size[1] == 4 else size[0] // count)
 
 

@@ -75,7 +75,7 @@ def encode_by_importance(
     codes, scales = np.empty(blocks.shape, np.int8), np.empty((len(blocks), width), np.float32)
     for part in iterate_pieces((len(blocks), block_size, width)):
         values = blocks[part].astype(np.float32, copy=False)
-        found = scales[part[0], part[2]] = INT4.block_scales(values, dtype, "awq", counts[part[0]])
+        found = scales[part[0], part[2]] = INT4.block_scales(values, dtype, "awq", importance=counts[part[0]])
         codes[part] = INT4.codes_of(values, found[:, None])
     return codes.reshape(weight.shape), scales
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -50,18 +51,17 @@ def encode_strips(
     rows = block * max(1, _STRIP // (block * shape[1]))
     amax = _find_shared(tensor, encoding, rows)
     scales = np.empty(granularity.scales_shape(shape), np.float32)
+    check = partial(_require_finite, tensor, name)
     codes: NDArray[Any] | None = None
     for place, values in iterate_rows(tensor, rows):
-        largest = _find_own(values, encoding) if amax is None else amax
-        _require_finite(tensor, largest, name)
-        blocks = isinstance(granularity, PerBlock)
-        made, found = encoding.format.encode(values, granularity, dtype, method, None if blocks else largest)
+        made, found = _encode_rows(values, encoding, dtype, method, amax, check)
         kept = finish(made).reshape(-1)
         if codes is None:  # now it is known how much a row keeps
             codes = np.empty(kept.size * shape[0] // len(values), kept.dtype)
         size = codes.size // (shape[0] // block)
         codes[place.start // block * size : place.start // block * size + kept.size] = kept
-        scales[... if amax is not None else slice(place.start // block, place.stop // block)] = found
+        own = ... if amax is not None else slice(place.start // block, place.stop // block)
+        scales[own] = found.reshape(scales[own].shape)
     assert codes is not None
     return codes, scales
 
@@ -75,13 +75,27 @@ def _find_shared(tensor: ir.TensorProtocol, encoding: Encoding, rows: int) -> ND
     return np.asarray(np.maximum.reduce(list(parts)))
 
 
-def _find_own(values: NDArray[Any], encoding: Encoding) -> NDArray[np.float32]:
-    """Returns the largest magnitudes of rows, or of columns where blocks have scales of their own."""
-    if isinstance(encoding.granularity, PerBlock):
-        return find_extremes(values[None])[1]
-    return find_largest(values, encoding.granularity)
+def _encode_rows(
+    values: NDArray[Any],
+    encoding: Encoding,
+    dtype: str,
+    method: str,
+    amax: NDArray[np.float32] | None,
+    check: Callable[[NDArray[np.float32]], None],
+) -> Codes:
+    """Returns codes and scales; the largest magnitudes, which tell what is not finite, are checked first."""
+    form, granularity = encoding.format, encoding.granularity
+    if not isinstance(granularity, PerBlock):
+        amax = find_largest(values, granularity) if amax is None else amax
+        check(amax)
+        return form.encode(values, granularity, dtype, method, amax)
+    blocks = granularity.split(values)
+    extremes = find_extremes(blocks)
+    check(extremes[1])
+    scales = form.block_scales(blocks, dtype, method, extremes)
+    return form.codes_of_blocks(blocks, scales), scales
 
 
-def _require_finite(tensor: ir.TensorProtocol, amax: NDArray[np.float32], name: str) -> None:
+def _require_finite(tensor: ir.TensorProtocol, name: str, amax: NDArray[np.float32]) -> None:
     if not np.isfinite(amax).all():
         require_finite(read_values(tensor), name)

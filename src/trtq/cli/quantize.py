@@ -21,7 +21,7 @@ from trtq.pipeline.engine.target import Target
 from trtq.pipeline.formats import FP8, NVFP4
 from trtq.pipeline.formats.codes import DATA_METHODS
 from trtq.pipeline.judge.compare import read_coded_caches
-from trtq.pipeline.quantize import quantize
+from trtq.pipeline.quantize import measure_model, quantize
 
 
 @click.command("quantize", cls=GroupedCommand)
@@ -93,9 +93,9 @@ def command(
             watcher=watcher,
         )
     if as_json:
-        print_json({"path": str(written), "bytes": written.stat().st_size} | _list_scales(written, has_cache))
+        print_json({"path": str(written), "bytes": measure_model(written)} | _list_scales(written, has_cache))
     elif not quiet:
-        open_console().print(f"written to {written}  {format_bytes(written.stat().st_size)}", soft_wrap=True)
+        open_console().print(f"written to {written}  {format_bytes(measure_model(written))}", soft_wrap=True)
 
 
 def _list_scales(written: Path, has_cache: bool) -> dict[str, object]:

@@ -11,11 +11,12 @@ import onnxruntime
 import pytest
 from numpy.typing import NDArray
 
-from trtq.errors import ModelError
 from trtq.models.session import open_session, run
 from trtq.pipeline.formats import INT8
 from trtq.pipeline.graph.kv_cache import find_caches
 from trtq.pipeline.graph.load import Graph, load
+from trtq.pipeline.judge.witness import check_against_file
+from trtq.progress import choose_watcher
 
 _TEXT = """<ir_version: 10, opset_import: ["": {opset}, "com.microsoft": 1]>
 g ({dtype}{query} q, {inputs}, {dtype}[B,{shared},P,32] past_k, {dtype}[B,{shared},P,32] past_v)
@@ -140,15 +141,34 @@ def test_texts_that_do_not_fill_the_cache_give_nan_and_no_wrong_number(tmp_path:
 
 
 @pytest.mark.parametrize(
-    ("more", "given", "match"),
+    ("node", "reason"),
     [
-        ("smooth_softmax = 1", _ROTARY, "has smooth_softmax = 1, which trtq cannot write as plain nodes"),
-        ("num_splits = 1", f"{_ROTARY}, , , sink", "has a head_sink, which trtq cannot write as plain nodes"),
+        (_GROUPED.format(shared=2, more="smooth_softmax = 1", given=_ROTARY), "smooth_softmax = 1"),
+        (_GROUPED.format(shared=2, more="softcap = 1.0", given=f"{_ROTARY}, , , sink"), "a head_sink"),
+        (_GROUPED.format(shared=3, more="softcap = 1.0", given=_ROTARY), "4 heads that share 3 keys"),
+        (
+            "Attention <q_num_heads = 4, kv_num_heads = 2> (q, k, v, , past_k, past_v)",
+            "its scores as an output",
+        ),
     ],
 )
-def test_what_has_no_plain_form_is_refused(tmp_path: Path, more: str, given: str, match: str) -> None:
-    with pytest.raises(ModelError, match=rf"node 'attention' \(GroupQueryAttention\) {match}"):
-        _grouped(tmp_path / "m.onnx", more, given=given)
+def test_what_has_no_plain_form_stays_and_is_told(tmp_path: Path, node: str, reason: str) -> None:
+    inputs = "float[B,S,64] k, float[B,S,64] v, int32[B] last, int32 total"
+    text = _TEXT.format(opset=23, dtype="float", query="[B,S,128]", inputs=inputs, shared=2, node=node)
+    if reason == "its scores as an output":
+        text = text.replace("present_v = ", "present_v, qk = ").replace(
+            "present_v) {", "present_v, float[B,4,S,T] qk) {"
+        )
+    model = onnx.parser.parse_model(text)
+    tables = {"cos": np.ones((40, 8), np.float32), "sin": np.ones((40, 8), np.float32)}
+    for name, values in {**tables, "sink": np.zeros(4, np.float32)}.items():
+        model.graph.initializer.append(onnx.numpy_helper.from_array(values, name))
+    onnx.save(model, tmp_path / "m.onnx")
+    graph = load(tmp_path / "m.onnx", min_opset=17)
+    assert [item.name for item in graph.model.graph] == ["attention"]
+    op_type = graph.model.graph[0].op_type
+    note = f"node 'attention' ({op_type}) stays, which TensorRT does not take: it has {reason}"
+    assert graph.notes == (note,)
 
 
 _STANDARD = "Attention <q_num_heads = 4, kv_num_heads = {shared}{more}> (q, k, v, {mask}, past_k, past_v)"
@@ -226,3 +246,19 @@ def test_caches_of_codes_can_take_their_place(tmp_path: Path, is_grouped: bool) 
     graph = _grouped(path, "do_rotary = 1") if is_grouped else _standard(path, "is_causal = 1")
     found = {cache.past: cache.present for cache in find_caches(graph.model, INT8, path)}
     assert found == {"past_k": "present_k", "past_v": "present_v"}
+
+
+def test_without_data_a_step_behind_a_cache_is_compared_with_the_file(tmp_path: Path) -> None:
+    """Of a mask with zeros the kernel and the plain nodes make something else."""
+    text = """<ir_version: 10, opset_import: ["": 17, "com.microsoft": 1]>
+    g (float[B,S,128] q, float[B,S,64] k, int64[B,T] attention_mask, float[B,2,P,32] past_key,
+       float[B,2,P,32] past_value)
+      => (float[B,S,128] y, float[B,2,T,32] present_key, float[B,2,T,32] present_value)
+    <int64[1] axes = {1}, int64 one = {1}> {
+      seen = ReduceSum <keepdims = 0> (attention_mask, axes)
+      last = Sub (seen, one) lasts = Cast <to = 6> (last)
+      sizes = Shape (attention_mask) all = Gather (sizes, one) total = Cast <to = 6> (all)
+      [attention] y, present_key, present_value = com.microsoft.GroupQueryAttention
+        <num_heads = 4, kv_num_heads = 2> (q, k, k, past_key, past_value, lasts, total)
+    }"""
+    check_against_file(_load(tmp_path / "m.onnx", text, {}), None, choose_watcher(None))

@@ -29,7 +29,7 @@ from trtq.pipeline.build import build
 from trtq.pipeline.calibrate import calibrate
 from trtq.pipeline.compare import compare, name_compared
 from trtq.pipeline.engine.target import Target
-from trtq.pipeline.quantize import quantize
+from trtq.pipeline.quantize import measure_model, quantize
 
 
 @pytest.fixture(scope="module")
@@ -128,6 +128,9 @@ def test_weights_of_a_large_model_go_to_a_second_file(
     monkeypatch.setattr(session, "INLINE_LIMIT_BYTES", 1000)
     quantize(demo, ranges, tmp_path / "m.onnx")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["m.onnx", "m.onnx.data"]
+    (tmp_path / "other.data").write_bytes(bytes(9))
+    sizes = {path.name: path.stat().st_size for path in tmp_path.iterdir()}
+    assert measure_model(tmp_path / "m.onnx") == sizes["m.onnx"] + sizes["m.onnx.data"]
     onnx.checker.check_model(str(tmp_path / "m.onnx"))
 
 
