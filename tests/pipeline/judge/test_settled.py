@@ -18,6 +18,7 @@ from trtq.pipeline.judge.gate import judge
 from trtq.pipeline.judge.metrics import measure_batch
 from trtq.pipeline.judge.settled import FailureRule, find_most_samples
 from trtq.pipeline.judge.tally import Tally
+from trtq.workers import Threads, Workers
 
 _GATE = AccuracySpec(min_cosine=0.99)
 _RULE = FailureRule("int8", _GATE.min_cosine)
@@ -77,9 +78,10 @@ def test_other_pairs_decide_nothing(names: tuple[str, str]) -> None:
     assert not _RULE.has_failed(_seen(_spoiled(4), candidate=names[0], reference=names[1]), _DATA)
 
 
+@pytest.mark.parametrize("workers", [None, Threads(2)])
 @pytest.mark.parametrize(("is_bad", "read"), [(True, 4), (False, 40)])
 def test_a_comparison_ends_with_the_feed_that_settles_it(
-    path_of: Callable[..., Path], is_bad: bool, read: int
+    path_of: Callable[..., Path], is_bad: bool, read: int, workers: Workers | None
 ) -> None:
     text = "g (float[N, 4] x) => (float[N, 3] y) {{ y = MatMul (x, {}) }}"
     weight = np.arange(12, dtype=np.float32).reshape(4, 3)
@@ -89,11 +91,12 @@ def test_a_comparison_ends_with_the_feed_that_settles_it(
     }
     rows = np.random.default_rng(1).standard_normal((10, 4, 4)).astype(np.float32)
     data, told = replace(batches_of(list(rows)), feed_samples=4), list[int]()
-    found = compare_models(models, [("int8", "fp32")], data, progress=told.append, failure=_RULE)
+    pairs = [("int8", "fp32")]
+    found = compare_models(models, pairs, data, progress=told.append, failure=_RULE, workers=workers)
     assert (found.num_samples, sum(told), found.is_settled) == (read, read, is_bad)
     verdict = judge(found, _GATE, candidate="int8")
     assert verdict.outcome == ("fail" if is_bad else "pass")
     said = "only the first 4 samples of made up were read: no others can change this"
     assert (said in verdict.reasons) == is_bad
-    whole = compare_models(models, [("int8", "fp32")], data)
+    whole = compare_models(models, pairs, data)
     assert judge(whole, _GATE, candidate="int8").outcome == verdict.outcome
