@@ -21,7 +21,7 @@ from trtq.pipeline.judge.tally import Tally
 from trtq.workers import Threads, Workers
 
 _GATE = AccuracySpec(min_cosine=0.99)
-_RULE = FailureRule("int8", _GATE.min_cosine)
+_RULE = FailureRule("int8", _GATE.min_cosine, least_samples=4)
 _DATA = replace(batches_of([np.zeros((4, 8), np.float32)] * 10), feed_samples=4)
 _GOOD = np.random.default_rng(0).standard_normal((4, 8)).astype(np.float32)
 
@@ -71,6 +71,12 @@ def test_nothing_is_told_of_data_without_end_or_outputs_of_any_size(
     data: Batches, open_outputs: tuple[str, ...]
 ) -> None:
     assert not _RULE.has_failed(_seen(_spoiled(4)), data, open_outputs)
+
+
+def test_some_samples_are_read_anyway() -> None:
+    rule = replace(_RULE, least_samples=5)
+    assert not rule.has_failed(_seen(_spoiled(4)), _DATA)
+    assert rule.has_failed(_seen(_spoiled(4), _GOOD), _DATA)
 
 
 @pytest.mark.parametrize("names", [("fp16", "fp32"), ("int8", "fp16")])
