@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from trtq.calibrators.batches import Batches
 from trtq.models.spec import AccuracySpec
-from trtq.pipeline.judge.compare import compare_models
-from trtq.pipeline.judge.gate import judge
+from trtq.pipeline.judge.compare import Comparison, compare_models
+from trtq.pipeline.judge.gate import is_settled, judge, list_checks
 from trtq.pipeline.judge.metrics import measure_batch
 from trtq.pipeline.judge.settled import FailureRule, find_most_samples
 from trtq.pipeline.judge.tally import Tally
@@ -71,6 +71,18 @@ def test_nothing_is_told_of_data_without_end_or_outputs_of_any_size(
     data: Batches, open_outputs: tuple[str, ...]
 ) -> None:
     assert not _RULE.has_failed(_seen(_spoiled(4)), data, open_outputs)
+
+
+def test_what_holds_on_the_data_that_was_read_does_not_pass() -> None:
+    good, bad = (_seen(*answers).compare_outputs([""] * 8)[0] for answers in ([_GOOD] * 2, [_spoiled(4)] * 2))
+    found = Comparison((good, replace(bad, output="z")), {}, 8, "made up", is_settled=True)
+    first, second = list_checks(found, _GATE, "int8")
+    assert (first.outcome, second.outcome) == ("unverified", "fail")
+    assert first.found.endswith("; the rest of the data was not read")
+    assert is_settled(judge(found, _GATE, candidate="int8").reasons)
+    whole = replace(found, is_settled=False)
+    assert list_checks(whole, _GATE, "int8")[0].outcome == "pass"
+    assert not is_settled(judge(whole, _GATE, candidate="int8").reasons)
 
 
 def test_some_samples_are_read_anyway() -> None:
