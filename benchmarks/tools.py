@@ -67,6 +67,7 @@ TOOLS: Mapping[str, Tool] = {
 ENVIRONMENT = {
     "PYTHONPATH": os.pathsep.join(filter(None, [str(HERE), os.environ.get("PYTHONPATH")])),
     "PYTHONWARNINGS": "ignore",
+    "PYTHONDONTWRITEBYTECODE": "",  # what is installed has its bytecode, whatever is set here
     "CUDA_VISIBLE_DEVICES": "",
 }
 

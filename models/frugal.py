@@ -10,7 +10,8 @@ from typing import Any
 from numpy.typing import NDArray
 
 from trtq import lazy
-from trtq.models.session import Session, SessionPort, list_runtime_errors
+from trtq.models.runner import PlainSession
+from trtq.models.session import SessionPort, list_runtime_errors
 
 _KEY, _ARENA = "memory.enable_memory_arena_shrinkage", "cpu:0"
 
@@ -21,13 +22,13 @@ class FrugalSession:
 
     ONNX Runtime keeps the memory of a session's largest run otherwise, so that seven sessions that are open
     hold it seven times though one or two run. Three of PP-OCRv4's detector hold 0.1 GB so, and not 1.1 GB.
-    All runs but the first take up to a tenth longer.
+    All runs but the first take up to a third longer, as the memory is asked for again.
 
     Attributes:
         session: What runs; on the CPU.
     """
 
-    session: Session
+    session: PlainSession
     _has_arena: bool = field(default=True, init=False)
 
     def get_inputs(self) -> Sequence[SessionPort]:

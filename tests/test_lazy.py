@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import json
 import subprocess
 import sys
@@ -99,6 +100,7 @@ def test_a_deferred_module_runs_once_something_of_it_is_wanted(
     assert module.TEN == 10
     assert ran.read_text() == "x"
     assert type(module) is ModuleType
+    assert inspect.getsource(module).endswith("TEN = 10\n")
     with pytest.raises(AttributeError, match="has no attribute 'ELEVEN'"):
         _ = module.ELEVEN
     assert ran.read_text() == "x"

@@ -98,6 +98,18 @@ def test_the_time_and_memory_are_those_of_the_results() -> None:
     assert float(gigabytes) == pytest.approx(found["peak_mb"] / 1000, abs=0.0051)
 
 
+def test_the_processor_time_of_calibration_is_that_of_the_results() -> None:
+    found = json.loads((ROOT / "benchmarks" / "results" / "calibration-2026-11-29.json").read_bytes())
+    known = {(item["model"], item["tool"]): item for item in found["medians"]}
+    start = MEASURED.index("| processor time of calibration,")
+    table = rows(MEASURED[start : MEASURED.index("## Time of a whole build")])[1:]
+    assert {CALIBRATED[name] for name, *_ in table} == {item["model"] for item in found["medians"]}
+    for name, plain, ratio in table:
+        model = CALIBRATED[name]
+        assert plain == f"{known[model, 'floor']['cpu_s']:.1f} s"
+        assert ratio == f"{known[model, 'trtq']['cpu_to_floor']:.2f}x"
+
+
 def test_what_is_said_of_linear_time_is_what_was_measured() -> None:
     text = (ROOT / "docs" / "design" / "house.md").read_text("utf-8").replace("\n ", "")
     found = json.loads((ROOT / "benchmarks" / "results" / "linear-2026-11-28.json").read_bytes())

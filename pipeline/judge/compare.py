@@ -95,6 +95,7 @@ def compare_models(
     workers: Workers | None = None,
     coded: Mapping[str, Sequence[CodedCache]] = MappingProxyType({}),
     failure: FailureRule | None = None,
+    saves_memory: bool = False,
 ) -> Comparison:
     """Returns how far the models are apart, run by Polygraphy's Comparator on ONNX Runtime.
 
@@ -115,6 +116,7 @@ def compare_models(
             the user's own is called here, with all outputs.
         coded: The caches that engines hold in codes, by their names; those of the models are in the files.
         failure: Tells when the rest of the data need not be read; None: it is read.
+        saves_memory: Whether sessions give back what they needed after each run, which takes longer.
 
     Raises:
         ModelError: ONNX Runtime cannot run one of them, or their outputs differ in name or shape.
@@ -139,6 +141,7 @@ def compare_models(
         labels,
         views or (opened[truth].views if truth in opened else OutputViews()),
         batches.origin,
+        saves_memory,
     )
     names = (*models, *(runner.name for runner in engines))
     tally = Tally(None if labels is None else Scores(labels, names))
@@ -204,7 +207,7 @@ def _open_file(path: Path, *, looks: bool, runs: bool) -> _OpenedFile:
     model, _ = typed
     session = MovableSession(partial(_open_session, ModelFile(path)))
     if runs:
-        session.session = FrugalSession(open_compared(path, typed))
+        session.session = open_compared(path, typed)
     views = OutputViews()
     if looks:
         views = create_views(without_bf16(model) if has_bf16(model) else model)
@@ -213,7 +216,7 @@ def _open_file(path: Path, *, looks: bool, runs: bool) -> _OpenedFile:
 
 def _open_session(file: ModelFile) -> PlainSession:
     with file.open() as path:
-        return FrugalSession(open_compared(path))
+        return open_compared(path)
 
 
 def _find_truth(pairs: Pairs) -> str:
@@ -235,6 +238,7 @@ class _Work:
         labels: Where the labels are, and how answers are scored.
         views: How outputs are looked at.
         origin: What the data is, for messages.
+        saves_memory: Whether sessions give memory back after each run.
     """
 
     sessions: Mapping[str, MovableSession]
@@ -245,6 +249,7 @@ class _Work:
     labels: Labels | None
     views: OutputViews
     origin: str
+    saves_memory: bool = False
 
     @property
     def runners(self) -> list[Any]:
@@ -306,6 +311,8 @@ class _SeenFeed:
 def _run_here(work: _Work, batches: Batches) -> Generator[_SeenFeed, None, None]:
     """Yields what each feed says, in one process, which runs the truth once if its outputs are small."""
     sessions: dict[str, PlainSession] = {name: item.take() for name, item in work.sessions.items()}
+    if work.saves_memory:
+        sessions = {name: FrugalSession(session) for name, session in sessions.items()}
     is_stable = batches.content is not None  # a script may yield other data the second time
     recalled = RecallingSession(sessions[work.truth]) if work.truth in sessions and is_stable else None
     if recalled is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from trtq.models.spec import AccuracySpec
@@ -20,6 +20,7 @@ _ROUNDED_DB = 60.0
 _ENOUGH_KNOWN = 0.5
 _CHANGE_DB = 6.0
 """Noise of up to half the amplitude of what differs between samples leaves that to be seen."""
+_SETTLED = "were read: no others can change this"
 
 Outcome = Literal["pass", "fail", "unverified"]
 
@@ -159,7 +160,7 @@ def judge(
         reasons.append((_blame_repairs if is_inexact else _blame_fp16)(bad_fp16[0]))
     if reasons and comparison.is_settled:
         number = format_count(comparison.num_samples, "sample")
-        reasons.append(f"only the first {number} of {comparison.data} were read: no others can change this")
+        reasons.append(f"only the first {number} of {comparison.data} {_SETTLED}")
     return _decide(comparison, ours, reasons, gate)
 
 
@@ -176,7 +177,19 @@ def list_checks(comparison: Comparison, gate: AccuracySpec, candidate: str | Non
     checks = [_check_output(item, gate) for item in judged]
     for pair in pairs:
         checks += _check_metric(comparison, *pair, gate)
-    return checks
+    return [_doubt_part(item) for item in checks] if comparison.is_settled else checks
+
+
+def is_settled(reasons: Sequence[str]) -> bool:
+    """Whether the reasons of a verdict tell that the rest of the data was not read."""
+    return any(reason.endswith(_SETTLED) for reason in reasons)
+
+
+def _doubt_part(check: Check) -> Check:
+    """Returns what is known where the rest of the data was not read: of what holds, that it did so far."""
+    if check.outcome != "pass":
+        return check
+    return replace(check, outcome="unverified", found=f"{check.found}; the rest of the data was not read")
 
 
 def _check_output(item: OutputComparison, gate: AccuracySpec) -> Check:

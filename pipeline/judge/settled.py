@@ -22,10 +22,12 @@ class FailureRule:
     Attributes:
         candidate: What is judged.
         min_cosine: What the gate wants.
+        least_samples: How many are read anyway, so that the numbers and the worst samples tell what is wrong.
     """
 
     candidate: str
     min_cosine: float
+    least_samples: int = 256
 
     def has_failed(self, tally: Tally, batches: Batches, open_outputs: Collection[str] = ()) -> bool:
         """Whether the candidate fails on the data, of which the tally has seen the first part.
@@ -35,6 +37,8 @@ class FailureRule:
             batches: All of the data.
             open_outputs: Those of which a later sample may tell that they cannot be compared.
         """
+        if max((item.samples for item in tally.metrics.values()), default=0) < self.least_samples:
+            return False
         most = find_most_samples(batches)
         for (candidate, reference, (output, _)), metrics in tally.metrics.items():
             if candidate != self.candidate or reference not in REFERENCES or output in open_outputs:

@@ -98,7 +98,9 @@ class _DeferringLoader(Loader):
                 self._runs = True
                 try:
                     self._real.exec_module(module)
-                    module.__class__ = ModuleType
+                    spec.loader = module.__loader__ = self._real
+                    plain: Any = module
+                    plain.__class__ = ModuleType
                 finally:
                     self._runs = False
         return getattr(module, name)

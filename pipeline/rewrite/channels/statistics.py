@@ -110,5 +110,5 @@ def _observe_part(shared: Shared[_Work], part: int) -> Seen:
 
 
 def _prepare(work: _Work) -> PreparedPass:
-    model, *how = work
-    return prepare_pass(model.unpack(), *how)
+    model, tensors, batches, control = work
+    return prepare_pass(model.unpack(), tensors, batches, control)

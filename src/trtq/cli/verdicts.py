@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from trtq.cli.junit import Case
 from trtq.pipeline.judge.compare import Comparison
-from trtq.pipeline.judge.gate import list_checks
+from trtq.pipeline.judge.gate import is_settled, list_checks
 from trtq.pipeline.judge.speed import describe_speed
 
 if TYPE_CHECKING:
@@ -21,7 +21,9 @@ def list_build_cases(report: Report, gate: AccuracySpec) -> list[Case]:
     """Returns a case for each output and reference, the metric and the speed of a build, and the verdict."""
     ran = {*report.accuracy, *(item.candidate for item in report.comparison)}
     judged = "engine" if "engine" in ran else report.precision
-    seen = Comparison(report.comparison, report.accuracy, metric=report.metric)
+    seen = Comparison(
+        report.comparison, report.accuracy, metric=report.metric, is_settled=is_settled(report.reasons)
+    )
     cases = _list_cases(list_checks(seen, gate, judged), _find_accuracy_verdict(report))
     cases += list_speed_cases([report.speed] if report.speed is not None else [])
     return [*cases, Case("verdict", report.verdict, "; ".join(report.reasons))]

@@ -143,6 +143,12 @@ def test_one_batch_is_in_memory_at_a_time(path_of: Callable[..., Path]) -> None:
     assert told == [3] * 8
 
 
+def test_what_saves_memory_changes_no_number(path_of: Callable[..., Path]) -> None:
+    models = {"fp32": path_of(_LINEAR, w=_WEIGHT), "int8": path_of(_LINEAR, w=np.round(_WEIGHT / 3))}
+    data = batches_of(list(np.random.default_rng(0).standard_normal((3, 2, 4)).astype(np.float32)))
+    assert compare_models(models, _PAIR, data, saves_memory=True) == compare_models(models, _PAIR, data)
+
+
 def test_accuracy_counts_labels_not_the_longest_axis(path_of: Callable[..., Path]) -> None:
     path = path_of(
         "g (float[N, 3] x, float[M] anchors) => (float[N, 3] y) { a = ReduceSum (anchors) y = Mul (x, a) }"
