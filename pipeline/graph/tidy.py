@@ -39,7 +39,7 @@ def tidy(proto: onnx.ModelProto, path: Path) -> bool:
     changes = [_shorten_domain(proto), _drop_repeated_outputs(proto.graph), *map(_sort, proto.functions)]
     changes.append(_raise_ir_version(proto))
     for graph in list_graphs(proto):
-        changes += [_name(graph), _sort(graph), _densify(graph, path)]
+        changes += [_name(graph), _sort(graph), _densify(graph, path), _drop_repeated_weights(graph)]
     return any(changes)
 
 
@@ -207,6 +207,18 @@ def _drop_repeated_outputs(graph: onnx.GraphProto) -> bool:
     del graph.output[:]
     graph.output.extend(outputs.values())
     return True
+
+
+def _drop_repeated_weights(graph: onnx.GraphProto) -> bool:
+    """Drops weights that are listed twice with the same values; of others ONNX's checker tells."""
+    names = [item.name for item in graph.initializer]
+    if len(set(names)) == len(names):
+        return False
+    weights = {(item.name, item.SerializeToString()): item for item in graph.initializer}
+    kept = [*weights.values()]
+    del graph.initializer[:]
+    graph.initializer.extend(kept)
+    return len(kept) < len(names)
 
 
 def _name(graph: onnx.GraphProto) -> bool:

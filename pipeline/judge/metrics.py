@@ -101,6 +101,7 @@ def measure_batch(
     *,
     steady: Mask | None = None,
     is_scores: bool = True,
+    are_names: bool | None = None,
 ) -> BatchMarks:
     """Returns what one batch of outputs of the same shape says.
 
@@ -113,12 +114,13 @@ def measure_batch(
         num_samples: How many samples it has.
         steady: Which values hardly change between samples; of the shape of a sample or of its last axis.
         is_scores: Whether a float table of it holds scores of classes, as an embedding does not.
+        are_names: Whether the values are truths, classes or indices; None: their type tells.
     """
     same = np.empty(0, bool)
     if is_scores and _has_scores(reference):
         same = candidate.argmax(axis=-1) == reference.argmax(axis=-1)
     rows = split_by_sample(reference, num_samples)
-    are_names = holds_names(reference)
+    are_names = holds_names(reference) if are_names is None else are_names
     apart = np.zeros(rows.shape, bool) if are_names else find_apart(rows, steady)
     pairs = zip(candidate.reshape(rows.shape), rows, apart, strict=True)
     with np.errstate(invalid="ignore", over="ignore"):

@@ -117,7 +117,12 @@ def measure_feed(
     seen = {name: views.see(outputs, inputs, feed.num_samples) for name, outputs in results.items()}
     for model in dict.fromkeys(name for pair in pairs for name in pair):
         for key, values in seen[model].items():
-            yield ("", model, key), measure_change(values, feed.num_samples, rules.steady.get(key))
+            yield (
+                ("", model, key),
+                measure_change(
+                    values, feed.num_samples, rules.steady.get(key), are_names=views.names.get(key)
+                ),
+            )
     for candidate, reference in pairs:
         for key in seen[reference]:
             output, part = key
@@ -128,7 +133,17 @@ def measure_feed(
             ours, theirs = _select_output(seen, candidate, reference, key)
             is_scores = not part and rules.holds_scores[output]
             steady = rules.steady.get(key)
-            yield place, measure_batch(ours, theirs, feed.num_samples, steady=steady, is_scores=is_scores)
+            yield (
+                place,
+                measure_batch(
+                    ours,
+                    theirs,
+                    feed.num_samples,
+                    steady=steady,
+                    is_scores=is_scores,
+                    are_names=views.names.get(key),
+                ),
+            )
             if not part and (name := rules.tokens[output]) is not None:
                 yield place, measure_logits(ours, theirs, inputs[name], find_mask(inputs[name], inputs))
     if labels is not None:
