@@ -37,7 +37,7 @@ def tidy(proto: onnx.ModelProto, path: Path) -> bool:
         ModelError: A sparse weight contradicts itself, or would be too large.
     """
     changes = [_shorten_domain(proto), _drop_repeated_outputs(proto.graph), *map(_sort, proto.functions)]
-    changes.append(_raise_ir_version(proto))
+    changes += [_raise_ir_version(proto), _import_domains(proto)]
     for graph in list_graphs(proto):
         changes += [_name(graph), _sort(graph), _densify(graph, path), _drop_repeated_weights(graph)]
     return any(changes)
@@ -186,6 +186,15 @@ def _shorten_domain(proto: onnx.ModelProto) -> bool:
     for item in long:
         item.domain = ""
     return bool(long)
+
+
+def _import_domains(proto: onnx.ModelProto) -> bool:
+    """Imports the domains that nodes have and the file does not, in version 1, as ONNX Runtime does."""
+    known = {item.domain for item in proto.opset_import} | {""}
+    used = {node.domain for graph in list_graphs(proto) for node in graph.node} - known
+    for domain in sorted(used):
+        proto.opset_import.add(domain=domain, version=1)
+    return bool(used)
 
 
 def _raise_ir_version(proto: onnx.ModelProto) -> bool:

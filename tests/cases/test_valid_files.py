@@ -87,6 +87,13 @@ def test_a_weight_that_is_listed_twice_is_one(tmp_path: Path) -> None:
         read_model(tmp_path / "m.onnx")
 
 
+def test_the_domain_of_a_node_need_not_be_imported(tmp_path: Path) -> None:
+    proto = _graph("g (float[N,4] x) => (float[N,4] y) { y = com.microsoft.Gelu(x) }")
+    theirs, ours = _outputs(proto, tmp_path / "m.onnx")
+    np.testing.assert_array_equal(ours, theirs)
+    assert read_model(tmp_path / "m.onnx").opset_imports["com.microsoft"] == 1
+
+
 def test_a_graph_needs_no_name(tmp_path: Path) -> None:
     proto = _graph("g (float[N,4] x) => (float[N,4] y) { y = Relu(x) }")
     proto.graph.name = ""
