@@ -126,6 +126,8 @@ def measure_feed(
     for candidate, reference in pairs:
         for key in seen[reference]:
             output, part = key
+            if output in views.drawn:
+                continue
             place = (candidate, reference, key)
             if output in views.open_sizes and _is_uneven(seen, candidate, reference, key):
                 yield place, Uneven(feed.num_samples)

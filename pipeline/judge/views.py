@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from trtq.models.packed import PackedModel, pack
 from trtq.models.session import open_session, open_session_of
 from trtq.pipeline.graph.open_sizes import find_open_sizes
+from trtq.pipeline.judge.drawn import find_drawn
 from trtq.pipeline.judge.origins import find_origins, name_part
 from trtq.pipeline.judge.parts import is_computed, is_joined, list_parts
 from trtq.pipeline.judge.steady import split_by_sample
@@ -48,6 +49,7 @@ class OutputViews:
         axes: The axis of the samples, of outputs where it is not the first.
         labels: Tells which part each value of an output is of.
         open_sizes: The outputs whose size depends on values, as behind NonMaxSuppression.
+        drawn: The outputs that differ from run to run, and the nodes that draw random numbers for them.
         names: Whether an output or a part holds names, such as indices, or amounts, where that is known.
     """
 
@@ -55,6 +57,7 @@ class OutputViews:
     labels: PartLabels | None = None
     open_sizes: Collection[str] = ()
     names: Mapping[Key, bool] = field(default_factory=dict)
+    drawn: Mapping[str, str] = field(default_factory=dict)
 
     def see(
         self, outputs: Mapping[str, NDArray[Any]], inputs: Mapping[str, NDArray[Any]], num_samples: int
@@ -88,7 +91,7 @@ def create_views(model: ir.Model) -> OutputViews:
     labels = PartLabels(model, joined) if joined else None
     opened = find_open_sizes(model).intersection(model.graph.outputs)
     sizes = {str(value.name) for value in opened}
-    return OutputViews(find_sample_axes(model), labels, sizes, find_origins(model))
+    return OutputViews(find_sample_axes(model), labels, sizes, find_origins(model), find_drawn(model))
 
 
 def find_sample_axes(model: ir.Model) -> dict[str, int]:
