@@ -69,7 +69,7 @@ class SampleMarks:
         known: How many of them are the same or can be compared.
         count: How many are finite in the reference.
         nonfinite: How many of these are not in the candidate.
-        entries: Of the first and the last axis, of those that hold amounts.
+        entries: Of each axis, where these are amounts.
     """
 
     judged: Sums
