@@ -125,17 +125,17 @@ def measure_batch(
     pairs = zip(candidate.reshape(rows.shape), rows, apart, strict=True)
     with np.errstate(invalid="ignore", over="ignore"):
         samples = tuple(
-            _measure_sample(*(item.reshape(-1) for item in found), rows.shape[1:], are_names=are_names)
+            _measure_sample(rows.shape[1:], *(item.reshape(-1) for item in found), are_names=are_names)
             for found in pairs
         )
     return BatchMarks(samples, num_samples, same.size, int(same.sum()), are_names)
 
 
 def _measure_sample(
+    shape: tuple[int, ...],
     candidate: NDArray[Any],
     reference: NDArray[Any],
     apart: Mask,
-    shape: tuple[int, ...],
     *,
     are_names: bool,
 ) -> SampleMarks:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from compared_arrays import compare_arrays
 from numpy.typing import NDArray
-from tests.shared.compared_arrays import compare_arrays
 
 from trtq.pipeline.judge.metrics import OutputMetrics, measure_batch
 from trtq.records import cosine_of_noise
