@@ -293,11 +293,6 @@ def _check_array(feed: Feed, spec: TensorSpec) -> None:
             f"{what} is {array.dtype.name}, the model expects {spec.dtype}; convert it with "
             f".astype({spec.dtype!r})"
         )
-    if not array.dtype.isnative:  # ONNX Runtime would take the bytes as they are
-        raise DataError(
-            f"{what} is in the byte order of another machine ({array.dtype.str}); convert it with "
-            f".astype({spec.dtype!r})"
-        )
     if not spec.fits(array.shape):
         raise DataError(
             f"{what} has shape {show_shape(array.shape)}, the model expects {show_shape(spec.shape)}; "

@@ -265,9 +265,10 @@ def make_random_batches(
 
 
 def _find_batch_size(inputs: Sequence[TensorSpec], wanted: int) -> tuple[int, bool]:
-    """Returns the batch size to use, and whether the model fixes it."""
-    fixed = [spec.shape[0] for spec in inputs if spec.shape and isinstance(spec.shape[0], int)]
-    return (int(fixed[0]), True) if fixed else (wanted, False)
+    """Returns the batch size to use, and whether the model fixes it; an axis of 0 has no samples."""
+    fixed = (spec.shape[0] for spec in inputs if spec.shape)
+    size = next((item for item in fixed if isinstance(item, int) and item), None)
+    return (wanted, False) if size is None else (size, True)
 
 
 def _keep_full_batches(batches: Batches, request: _Request) -> Batches:

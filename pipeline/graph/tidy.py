@@ -37,9 +37,9 @@ def tidy(proto: onnx.ModelProto, path: Path) -> bool:
         ModelError: A sparse weight contradicts itself, or would be too large.
     """
     changes = [_shorten_domain(proto), _drop_repeated_outputs(proto.graph), *map(_sort, proto.functions)]
-    changes.append(_raise_ir_version(proto))
+    changes += [_raise_ir_version(proto), _import_domains(proto)]
     for graph in list_graphs(proto):
-        changes += [_name(graph), _sort(graph), _densify(graph, path)]
+        changes += [_name(graph), _sort(graph), _densify(graph, path), _drop_repeated_weights(graph)]
     return any(changes)
 
 
@@ -188,6 +188,15 @@ def _shorten_domain(proto: onnx.ModelProto) -> bool:
     return bool(long)
 
 
+def _import_domains(proto: onnx.ModelProto) -> bool:
+    """Imports the domains that nodes have and the file does not, in version 1, as ONNX Runtime does."""
+    known = {item.domain for item in proto.opset_import} | {""}
+    used = {node.domain for graph in list_graphs(proto) for node in graph.node} - known
+    for domain in sorted(used):
+        proto.opset_import.add(domain=domain, version=1)
+    return bool(used)
+
+
 def _raise_ir_version(proto: onnx.ModelProto) -> bool:
     """Gives a file of an old IR, whose weights were inputs too, the first in which they need not be."""
     inputs = {item.name for item in proto.graph.input}
@@ -207,6 +216,18 @@ def _drop_repeated_outputs(graph: onnx.GraphProto) -> bool:
     del graph.output[:]
     graph.output.extend(outputs.values())
     return True
+
+
+def _drop_repeated_weights(graph: onnx.GraphProto) -> bool:
+    """Drops weights that are listed twice with the same values; of others ONNX's checker tells."""
+    names = [item.name for item in graph.initializer]
+    if len(set(names)) == len(names):
+        return False
+    weights = {(item.name, item.SerializeToString()): item for item in graph.initializer}
+    kept = [*weights.values()]
+    del graph.initializer[:]
+    graph.initializer.extend(kept)
+    return len(kept) < len(names)
 
 
 def _name(graph: onnx.GraphProto) -> bool:

@@ -170,12 +170,14 @@ class BatchChange:
     names: NDArray[Any] | None = None
 
 
-def measure_change(output: NDArray[Any], num_samples: int, steady: Mask | None = None) -> BatchChange:
-    """Returns what one batch tells; for `steady` see `find_apart`."""
+def measure_change(
+    output: NDArray[Any], num_samples: int, steady: Mask | None = None, *, are_names: bool | None = None
+) -> BatchChange:
+    """Returns what one batch tells; for `steady` see `find_apart`, for `are_names` `measure_batch`."""
     rows = split_by_sample(output, num_samples)
     if not rows.size:
         return BatchChange()
-    if holds_names(rows):
+    if holds_names(rows) if are_names is None else are_names:
         return BatchChange(names=rows)
     fine, apart = np.isfinite(rows), find_apart(rows, steady)
     values = rows.astype(np.float64)

@@ -25,6 +25,7 @@ from trtq.models.runner import (
 from trtq.pipeline.graph.carried import ModelFile
 from trtq.pipeline.graph.kv_cache import CodedCache, find_coded_caches
 from trtq.pipeline.graph.load import read_runnable
+from trtq.pipeline.judge.drawn import doubt_drawn, keep_differing
 from trtq.pipeline.judge.recall import RecallingSession
 from trtq.pipeline.judge.runs import Results, drop, open_compared, read_typed, run_feeds
 from trtq.pipeline.judge.score import Labels, Scores
@@ -142,7 +143,7 @@ def compare_models(
         views or (opened[truth].views if truth in opened else OutputViews()),
         batches.origin,
         saves_memory,
-    )
+    ).confirm_drawn(batches)
     names = (*models, *(runner.name for runner in engines))
     tally = Tally(None if labels is None else Scores(labels, names))
     seen = _run_here(work, batches) if own_workers is None else _share(work, batches, own_workers)
@@ -166,7 +167,11 @@ def compare_models(
         tally.compare_logits(),
         labels.metric if labels is not None else "top-1",
         scores.top5() if scores is not None else {},
-        (*(scores.doubts() if scores is not None else ()), *work.doubt_caches(pasts)),
+        (
+            *(scores.doubts() if scores is not None else ()),
+            *work.doubt_caches(pasts),
+            *doubt_drawn(work.views.drawn, scores.outputs if scores is not None else ()),
+        ),
         scores.outputs if scores is not None else (),
         tally.list_uneven(),
         is_settled,
@@ -293,6 +298,16 @@ class _Work:
             f"no sample has a past with a code other than 0 in cache {unseen[0]!r}{more}, so nothing shows "
             f"that a past is read right; give samples with pasts like those of real use"
         ]
+
+    def confirm_drawn(self, batches: Batches) -> _Work:
+        """Returns this with the outputs that do differ when the reference runs twice."""
+        if not self.views.drawn:
+            return self
+        runners = [item for item in self.runners if item.name == self.truth]
+        feed = next(iter(batches))
+        with closing(self.run(runners, [feed, feed])) as runs:
+            found = keep_differing(self.views.drawn, *(results[self.truth] for _, results in runs))
+        return replace(self, views=replace(self.views, drawn=found))
 
     def _list_caches(self) -> list[CodedCache]:
         return [item for caches in self.caches.values() for item in caches]

@@ -1,11 +1,12 @@
 """How near each channel, token or column of an output is: a loud one must not hide the others.
 
 The cosine of a sample is that of its loudest part: with one channel 3000 times as loud as the other seven it
-was 1.0 while these were dead. So the entries of the first and of the last axis of a sample are looked at too.
+was 1.0 while these were dead. So the entries of each axis of a sample are looked at too.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -68,7 +69,7 @@ class EntrySums:
 def measure_entries(
     error: NDArray[np.float64], reference: NDArray[np.float64], shape: tuple[int, ...], apart: Mask
 ) -> tuple[EntrySums, ...]:
-    """Returns what one sample says of the entries of its first and its last axis, of those it has.
+    """Returns what one sample says of the entries of each of its axes.
 
     Args:
         error: The error of each value, flat.
@@ -80,23 +81,21 @@ def measure_entries(
         return ()
     if apart.any():
         error, reference = np.where(apart, 0.0, error), np.where(apart, 0.0, reference)
-    axes = dict.fromkeys((0, len(shape) - 1))
-    return tuple(_sum_axis(error, reference, shape, axis) for axis in axes)
+    return tuple(_sum_axis(error, reference, shape, axis) for axis in range(len(shape)))
 
 
 def _sum_axis(
     error: NDArray[np.float64], reference: NDArray[np.float64], shape: tuple[int, ...], axis: int
 ) -> EntrySums:
-    """Returns the sums of the first or the last axis."""
-    size, is_first = shape[axis], axis == 0
-    places = (size, -1) if is_first else (-1, size)
+    """Returns the sums of one axis."""
+    size = shape[axis]
+    places = (math.prod(shape[:axis]), size, math.prod(shape[axis + 1 :]))
     error, reference = error.reshape(places), reference.reshape(places)
-    product, other = ("kn,kn->k", 1) if is_first else ("nk,nk->k", 0)
     return EntrySums(
-        np.einsum(product, reference, reference),
-        np.einsum(product, error, error),
-        reference.min(axis=other),
-        reference.max(axis=other),
+        np.einsum("akb,akb->k", reference, reference),
+        np.einsum("akb,akb->k", error, error),
+        reference.min(axis=(0, 2)),
+        reference.max(axis=(0, 2)),
         error.size // size,
     )
 

@@ -69,7 +69,7 @@ class SampleMarks:
         known: How many of them are the same or can be compared.
         count: How many are finite in the reference.
         nonfinite: How many of these are not in the candidate.
-        entries: Of the first and the last axis, of those that hold amounts.
+        entries: Of each axis, where these are amounts.
     """
 
     judged: Sums
@@ -101,6 +101,7 @@ def measure_batch(
     *,
     steady: Mask | None = None,
     is_scores: bool = True,
+    are_names: bool | None = None,
 ) -> BatchMarks:
     """Returns what one batch of outputs of the same shape says.
 
@@ -113,27 +114,28 @@ def measure_batch(
         num_samples: How many samples it has.
         steady: Which values hardly change between samples; of the shape of a sample or of its last axis.
         is_scores: Whether a float table of it holds scores of classes, as an embedding does not.
+        are_names: Whether the values are truths, classes or indices; None: their type tells.
     """
     same = np.empty(0, bool)
     if is_scores and _has_scores(reference):
         same = candidate.argmax(axis=-1) == reference.argmax(axis=-1)
     rows = split_by_sample(reference, num_samples)
-    are_names = holds_names(reference)
+    are_names = holds_names(reference) if are_names is None else are_names
     apart = np.zeros(rows.shape, bool) if are_names else find_apart(rows, steady)
     pairs = zip(candidate.reshape(rows.shape), rows, apart, strict=True)
     with np.errstate(invalid="ignore", over="ignore"):
         samples = tuple(
-            _measure_sample(*(item.reshape(-1) for item in found), rows.shape[1:], are_names=are_names)
+            _measure_sample(rows.shape[1:], *(item.reshape(-1) for item in found), are_names=are_names)
             for found in pairs
         )
     return BatchMarks(samples, num_samples, same.size, int(same.sum()), are_names)
 
 
 def _measure_sample(
+    shape: tuple[int, ...],
     candidate: NDArray[Any],
     reference: NDArray[Any],
     apart: Mask,
-    shape: tuple[int, ...],
     *,
     are_names: bool,
 ) -> SampleMarks:

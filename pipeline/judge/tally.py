@@ -135,10 +135,13 @@ def _list_measurements(
     number = feed.num_samples
     for model in dict.fromkeys(name for pair in pairs for name in pair):
         for key, values in seen[model].items():
-            yield ("", model, key), partial(measure_change, values, number, rules.steady.get(key))
+            steady, are_names = rules.steady.get(key), views.names.get(key)
+            yield ("", model, key), partial(measure_change, values, number, steady, are_names=are_names)
     for candidate, reference in pairs:
         for key in seen[reference]:
             output, part = key
+            if output in views.drawn:
+                continue
             place = (candidate, reference, key)
             if output in views.open_sizes and _is_uneven(seen, candidate, reference, key):
                 yield place, partial(Uneven, number)
@@ -146,7 +149,9 @@ def _list_measurements(
             ours, theirs = _select_output(seen, candidate, reference, key)
             is_scores = not part and rules.holds_scores[output]
             steady = rules.steady.get(key)
-            yield place, partial(measure_batch, ours, theirs, number, steady=steady, is_scores=is_scores)
+            names = views.names.get(key)
+            task = partial(measure_batch, steady=steady, is_scores=is_scores, are_names=names)
+            yield place, partial(task, ours, theirs, number)
             if not part and (name := rules.tokens[output]) is not None:
                 mask = find_mask(inputs[name], inputs)
                 yield place, partial(measure_logits, ours, theirs, inputs[name], mask)

@@ -19,6 +19,8 @@ from numpy.typing import NDArray
 from trtq.models.packed import PackedModel, pack
 from trtq.models.session import open_session, open_session_of
 from trtq.pipeline.graph.open_sizes import find_open_sizes
+from trtq.pipeline.judge.drawn import find_drawn
+from trtq.pipeline.judge.origins import find_origins, name_part
 from trtq.pipeline.judge.parts import is_computed, is_joined, list_parts
 from trtq.pipeline.judge.steady import split_by_sample
 
@@ -47,11 +49,15 @@ class OutputViews:
         axes: The axis of the samples, of outputs where it is not the first.
         labels: Tells which part each value of an output is of.
         open_sizes: The outputs whose size depends on values, as behind NonMaxSuppression.
+        drawn: The outputs that differ from run to run, and the nodes that draw random numbers for them.
+        names: Whether an output or a part holds names, such as indices, or amounts, where that is known.
     """
 
     axes: Mapping[str, int] = field(default_factory=dict)
     labels: PartLabels | None = None
     open_sizes: Collection[str] = ()
+    names: Mapping[Key, bool] = field(default_factory=dict)
+    drawn: Mapping[str, str] = field(default_factory=dict)
 
     def see(
         self, outputs: Mapping[str, NDArray[Any]], inputs: Mapping[str, NDArray[Any]], num_samples: int
@@ -84,7 +90,8 @@ def create_views(model: ir.Model) -> OutputViews:
     joined = [value for value in model.graph.outputs if _has_parts(value)]
     labels = PartLabels(model, joined) if joined else None
     opened = find_open_sizes(model).intersection(model.graph.outputs)
-    return OutputViews(find_sample_axes(model), labels, {str(value.name) for value in opened})
+    sizes = {str(value.name) for value in opened}
+    return OutputViews(find_sample_axes(model), labels, sizes, find_origins(model), find_drawn(model))
 
 
 def find_sample_axes(model: ir.Model) -> dict[str, int]:
@@ -145,10 +152,7 @@ class PartLabels:
         )
         self._joins = open_session(ir.Model(joins, ir_version=model.ir_version), optimize=False)
         self._given = tail.given
-        self._names = {
-            output: tuple(" + ".join(str(value.name) for value in part) for part in parts)
-            for output, parts in groups.items()
-        }
+        self._names = {output: tuple(map(name_part, parts)) for output, parts in groups.items()}
         self._numbers = {
             output: {
                 str(value.name): number if value.name in made else _GIVEN

@@ -33,6 +33,11 @@ _KEEPS_REACH = ("Abs", "ReduceMax", "Max")
 _KEEPS_FILL = REARRANGING - {"Concat"} | {"Trilu"}
 """What makes nothing but the value of a filled tensor, and zeros."""
 
+_GUARDS = ("Add", "Clip", "Max", "Where")
+"""What keeps a divisor from zero by a small constant: an epsilon."""
+_DIVISORS = {"Div": 1, "Log": 0, "Reciprocal": 0}
+"""Which input of these operators must not be zero."""
+
 
 class Fp32Reasons:
     """Why nodes of one graph stay FP32: see `precision.to_fp16`."""
@@ -53,6 +58,7 @@ class Fp32Reasons:
         self._on_shapes = _find_nodes_on_shapes(model.graph)
         self._on_positions = find_position_nodes(model.graph)
         self._fills = _find_fills(model.graph)
+        self._guarded = _find_guarded(model.graph)
 
     def find(self, node: ir.Node) -> str | None:
         """Returns the first reason why a node stays FP32; None if it need not."""
@@ -95,6 +101,8 @@ class Fp32Reasons:
         for value in node.inputs:
             if value is not None and value.dtype is _FLOAT:
                 yield from _find_in_scale(value)
+        if node in self._guarded:
+            yield f"tensor {self._guarded[node]!r} is kept from zero by a number that is too small for FP16"
 
     def _read_constant(self, value: ir.Value) -> ir.TensorProtocol | None:
         """Returns a constant, or one element of a tensor that is filled with it."""
@@ -127,6 +135,34 @@ def _find_fills(graph: ir.Graph) -> dict[ir.Value, ir.TensorProtocol]:
         elif node.op_type in _KEEPS_FILL and first in fills:
             fills[node.outputs[0]] = fills[first]
     return fills
+
+
+def _find_guarded(graph: ir.Graph) -> dict[ir.Node, str]:
+    """Returns what divides by what only an epsilon keeps from zero that FP16 does not hold.
+
+    These are the nodes that divide, and what puts the divisor into another shape before, with its name.
+    """
+    guarded: dict[ir.Node, str] = {}
+    for node in graph:
+        place = _DIVISORS.get(node.op_type)
+        if place is None or (divisor := node.inputs[place]) is None:
+            continue
+        chain, maker = [node], divisor.producer()
+        while maker is not None and maker.op_type in REARRANGING and maker.inputs[0] is not None:
+            chain.append(maker)
+            maker = maker.inputs[0].producer()
+        if maker is not None and maker.op_type in _GUARDS and any(map(_is_epsilon, maker.inputs)):
+            guarded.update(dict.fromkeys(chain, str(divisor.name)))
+    return guarded
+
+
+def _is_epsilon(value: ir.Value | None) -> bool:
+    """Returns whether a value is a number that vanishes in FP16, or nearly so."""
+    tensor = None if value is None or value.dtype is not _FLOAT else value.const_value
+    if tensor is None or tensor.size != 1:
+        return False
+    number = np.abs(read_values(tensor).reshape(-1).astype(np.float64))
+    return bool(0 < number[0] < 1 and abs(_round_to_fp16(number)[0] - number[0]) > _MAX_ERROR * number[0])
 
 
 def _find_in_scale(value: ir.Value) -> Iterator[str]:

@@ -35,7 +35,8 @@ def to_fp16(
     4. a tensor of it reaches values that FP16 cannot hold, by `beyond_fp16`, its scale or as a constant, or
        its scale is below FP16's least number;
     5. a constant of it would vanish or lose more than 1 %: a number of it, where it has few (an epsilon), is
-       a scale or divides, and else as a whole. What ConstantOfShape fills tensors with counts as constant.
+       a scale or divides, and else as a whole. What ConstantOfShape fills tensors with counts as constant;
+    6. it divides by, or takes the logarithm of, what such an epsilon keeps from zero.
     Casts stand only where the precision changes, one a tensor and direction.
 
     Args:

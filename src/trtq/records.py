@@ -66,8 +66,8 @@ class OutputComparison:
         is_change_known: Whether it is known how much the reference differs between samples.
         part: The tensor that is joined to others to give the output, such as boxes beside scores; empty: the
             whole output.
-        entry_cosine: By the noise of each entry of the first and of the last axis of a sample, such as a
-            channel, token or column, the cosine below which a tenth of them lies.
+        entry_cosine: By the noise of each entry of an axis of a sample, such as a channel, token or column,
+            the cosine below which a tenth of them lies; of the worst axis.
     """
 
     candidate: str

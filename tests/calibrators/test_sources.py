@@ -86,6 +86,14 @@ def test_arrays_that_do_not_fit_are_told(
         list(open_batches(str(tmp_path / "calib.npz"), OPEN, 8))
 
 
+def test_an_axis_of_no_samples_fixes_no_batch(tmp_path: Path) -> None:
+    """Such as that of a cache that holds nothing yet."""
+    np.savez(tmp_path / "calib.npz", x=X)
+    path = str(tmp_path / "calib.npz")
+    with pytest.raises(DataError, match=r"has shape \(8, 2\), the model wants \(0, 2\); "):
+        list(open_batches(path, [TensorSpec("x", "float32", (0, 2))], 8))
+
+
 # A folder of feeds
 
 

@@ -75,6 +75,25 @@ def test_weights_of_an_old_ir_need_not_be_inputs(tmp_path: Path) -> None:
     assert read_model(tmp_path / "m.onnx").ir_version == 3
 
 
+def test_a_weight_that_is_listed_twice_is_one(tmp_path: Path) -> None:
+    proto = _graph("g (float[N,4] x) => (float[N,4] y) { y = MatMul(x, w) }")
+    weights = [numpy_helper.from_array(np.eye(4, dtype=np.float32), "w")] * 2
+    proto.graph.initializer.extend(weights)
+    theirs, ours = _outputs(proto, tmp_path / "m.onnx")
+    np.testing.assert_array_equal(ours, theirs)
+    proto.graph.initializer[1].CopyFrom(numpy_helper.from_array(np.ones((4, 4), np.float32), "w"))
+    onnx.save(proto, tmp_path / "m.onnx")
+    with pytest.raises(ModelError, match="w initializer name is not unique"):
+        read_model(tmp_path / "m.onnx")
+
+
+def test_the_domain_of_a_node_need_not_be_imported(tmp_path: Path) -> None:
+    proto = _graph("g (float[N,4] x) => (float[N,4] y) { y = com.microsoft.Gelu(x) }")
+    theirs, ours = _outputs(proto, tmp_path / "m.onnx")
+    np.testing.assert_array_equal(ours, theirs)
+    assert read_model(tmp_path / "m.onnx").opset_imports["com.microsoft"] == 1
+
+
 def test_a_graph_needs_no_name(tmp_path: Path) -> None:
     proto = _graph("g (float[N,4] x) => (float[N,4] y) { y = Relu(x) }")
     proto.graph.name = ""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from compared_arrays import compare_arrays
 from numpy.typing import NDArray
-from tests.shared.compared_arrays import compare_arrays
 
 from trtq.pipeline.judge.metrics import OutputMetrics, measure_batch
 from trtq.records import cosine_of_noise
@@ -16,7 +16,7 @@ def _draw(*shape: int) -> NDArray[np.float64]:
 
 
 @pytest.mark.parametrize("axis", [1, 2, 3])
-def test_a_loud_entry_of_the_first_or_the_last_axis_hides_no_other(axis: int) -> None:
+def test_a_loud_entry_of_an_axis_hides_no_other(axis: int) -> None:
     reference = _draw(16, 5, 6, 7)
     loud = [slice(None)] * 4
     loud[axis] = slice(1)
@@ -25,8 +25,8 @@ def test_a_loud_entry_of_the_first_or_the_last_axis_hides_no_other(axis: int) ->
     candidate[tuple(loud)] = reference[tuple(loud)]
     found = compare_arrays(candidate, reference, split=5)
     assert min(found.cosine, found.median_cosine, found.low_cosine) > 0.999
-    assert (found.entry_cosine == 0.5) == (axis != 2)  # an axis in the middle is not looked at
-    assert (found.judged_cosine < 0.9) == (axis != 2)
+    assert found.entry_cosine == 0.5
+    assert found.judged_cosine == 0.5
 
 
 def test_the_low_entry_is_told_by_its_noise() -> None:

@@ -221,17 +221,37 @@ def test_bf16_holds_what_a_tensor_is_filled_with_clipped(model_of: Callable[...,
     assert float(value.numpy()[0]) == pytest.approx(-3.3895314e38, rel=1e-6)
 
 
-def test_an_epsilon_is_not_lost(
-    model_of: Callable[..., ir.Model], outputs_of: Callable[..., list[NDArray[Any]]]
+@pytest.mark.parametrize(
+    ("guard", "reader", "wanted"),
+    [
+        ("Add(x, eps)", "Log(a)", np.log(1e-12)),
+        ("Max(x, eps)", "Div(x, a)", 0.0),
+        ("Clip(x, eps)", "Reciprocal(a)", 1e12),
+    ],
+)
+def test_an_epsilon_is_not_lost_before_what_divides(
+    model_of: Callable[..., ir.Model],
+    outputs_of: Callable[..., list[NDArray[Any]]],
+    guard: str,
+    reader: str,
+    wanted: float,
 ) -> None:
+    nodes = f"[guard] b = {guard} [same] a = Identity(b) [reader] y = {reader}"
     model = model_of(
-        "g (float[N,3] x) => (float[N,3] y) { [add] a = Add(x, eps) [log] y = Log(a) }",
+        f"g (float[N,3] x) => (float[N,3] y) {{ {nodes} }}",
         eps=np.array(1e-12, np.float32),
     )
-    result, reasons = cast(model, keep_fp32=["log"])
-    assert list(reasons) == ["add", "log"]
+    result, reasons = cast(model)
+    assert list(reasons) == ["guard", "same", "reader"]
+    assert reasons["reader"] == "tensor 'a' is kept from zero by a number that is too small for FP16"
     feed = {"x": np.zeros((2, 3), np.float32)}
-    np.testing.assert_allclose(outputs_of(result, feed=feed)[0], np.log(1e-12), rtol=1e-3)
+    np.testing.assert_allclose(outputs_of(result, feed=feed)[0], wanted, rtol=1e-3)
+
+
+@pytest.mark.parametrize("epsilon", [1e-3, 0.0])
+def test_an_epsilon_that_fp16_holds_keeps_nothing(model_of: Callable[..., ir.Model], epsilon: float) -> None:
+    text = "g (float[N,3] x) => (float[N,3] y) { a = Add(x, eps) y = Log(a) }"
+    assert cast(model_of(text, eps=np.array(epsilon, np.float32)))[1] == {}
 
 
 def test_infinities_in_constants_stay_infinite(model_of: Callable[..., ir.Model], assert_near: Near) -> None:
