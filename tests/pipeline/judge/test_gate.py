@@ -326,7 +326,7 @@ def test_noise_as_large_as_what_changes_is_no_evidence_without_labels() -> None:
 def test_a_gate_that_wants_equal_outputs_says_what_fails() -> None:
     soft = replace(_pair("int8", "fp32", 1.0), sqnr_db=40.0)
     verdict = judge(_comparison(soft), replace(_GATE, min_cosine=1.0), candidate="int8")
-    assert "too loud or too soft: 40.0 dB, where the gate wants inf" in verdict.reasons[0]
+    assert "too large or too small: 40.0 dB, where the gate requires inf" in verdict.reasons[0]
 
 
 @pytest.mark.parametrize(("cosine", "outcome"), [(0.76, "pass"), (0.74, "fail"), (0.5, "fail")])
