@@ -156,9 +156,7 @@ def _list_floats(node: ir.Node) -> list[int]:
     return [
         place
         for place, value in values
-        if value is not None
-        and value.dtype is ir.DataType.FLOAT
-        and not (is_free and value.is_initializer())
+        if value is not None and value.dtype is ir.DataType.FLOAT and not (is_free and value.is_initializer())
     ]
 
 

@@ -177,7 +177,9 @@ def test_an_activation_of_straight_pieces_runs_in_codes(
     placement = _closed(model)
     tops = {"l": 6.0, "m": 24.0, "d": 4.0, "e": 3.75}
     ranges = {
-        name: Range(tops.get(name, 4.0), 0.0 if name == "l" else -3.0 if name == "m" else -4.0, tops.get(name, 4.0))
+        name: Range(
+            tops.get(name, 4.0), 0.0 if name == "l" else -3.0 if name == "m" else -4.0, tops.get(name, 4.0)
+        )
         for name in placement.activations
     }
     made = quantize(model, placement, Ranges(ranges, "minmax()", "", "", 1, activations="asymmetric"))

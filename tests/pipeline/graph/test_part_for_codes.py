@@ -145,18 +145,14 @@ def test_another_product_stays(model_of: ModelOf, x: str, tail: str) -> None:
         ("Add(x, half)", None),
     ],
 )
-def test_a_positive_number_is_a_factor(
-    model_of: ModelOf, node: str, found: tuple[int, float] | None
-) -> None:
+def test_a_positive_number_is_a_factor(model_of: ModelOf, node: str, found: tuple[int, float] | None) -> None:
     half = np.array(0.5, np.float32)
     constants = {"half": half, "less": -half, "two": np.stack([half] * 2), "wide": half.reshape(1, 1, 1)}
     model = model_of(f"g (float[N,2] x) => (float y) {{ y = {node} }}", **constants)
     assert find_factor(model.graph.node(0)) == found
 
 
-def test_a_graph_says_what_was_changed(
-    path_of: Callable[..., Path], assert_equal_outputs: Same
-) -> None:
+def test_a_graph_says_what_was_changed(path_of: Callable[..., Path], assert_equal_outputs: Same) -> None:
     text = "g (float[N,4,5,5] x) => (float[N,6,3,3] y) { c = Conv(x, w) m = Mul(c, k) y = HardSwish(m) }"
     path = path_of(text, opset=14, w=random_array(6, 4, 3, 3), k=random_array(1))
     graph = load(path, min_opset=13)
