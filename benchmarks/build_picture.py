@@ -101,8 +101,8 @@ def _draw_panel(index: int, models: Rows, tools: Sequence[str]) -> Iterator[str]
                 continue
             value = found[name][key]
             width = max(value * scale, 1)
-            kind = _TOOLS[name][1]
-            yield f'<rect class="{kind}" x="{left}" y="{top}" width="{width:.1f}" height="{_BAR - 1}" rx="2"/>'
+            size = f'width="{width:.1f}" height="{_BAR - 1}"'
+            yield f'<rect class="{_TOOLS[name][1]}" x="{left}" y="{top}" {size} rx="2"/>'
             yield _text(left + width + 4, top + 10, form.format(value), "small")
 
 

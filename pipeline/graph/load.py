@@ -27,9 +27,9 @@ from trtq.pipeline.graph.fold import (
     fold_constants,
     fold_factor,
 )
-from trtq.pipeline.graph.hard import part_hard_activations
 from trtq.pipeline.graph.foreign_operators import find_least_opset, refuse_foreign_operators, standardize
 from trtq.pipeline.graph.fp4 import emulate_fp4
+from trtq.pipeline.graph.hard import part_hard_activations
 from trtq.pipeline.graph.norms import standardize_norms
 from trtq.pipeline.graph.onnx_file import (
     check,
