@@ -14,7 +14,8 @@ import pytest
 
 HOME = Path(__file__).parents[2] / "benchmarks"
 _SCRIPTS = (
-    "feeds", "process", "tasks", "tools", "calibration", "evaluate", "build", "build_picture", "decoder", "large",
+    "feeds", "process", "tasks", "tools", "calibration", "evaluate", "build", "build_picture", "decoder",
+    "large",
 )  # fmt: skip
 
 

@@ -199,7 +199,7 @@ def test_a_limit_stays_where_codes_reach_beyond(model_of: ModelOf) -> None:
         numbers = {"low": np.float32(0), "high": np.float32(high), "s": np.float32(1 / 255), "z": np.uint8(0)}
         model = model_of(text, **numbers)
         complete_codes(model)
-        found.append([node.op_type for node in model.graph][0])
+        found.append(next(node.op_type for node in model.graph))
     assert found == ["QuantizeLinear", "Clip"]
 
 

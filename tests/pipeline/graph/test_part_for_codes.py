@@ -1,4 +1,4 @@
-"""Tests of what a float graph becomes for ONNX Runtime's integer kernels; ONNX Runtime says it is the same."""
+"""Tests of what a float graph becomes for integer kernels; ONNX Runtime says it is the same."""
 
 from __future__ import annotations
 
@@ -50,8 +50,8 @@ def test_a_factor_goes_into_the_convolution(
 def test_a_factor_that_a_convolution_cannot_take_stays(model_of: ModelOf, body: str) -> None:
     model = model_of(
         f"g (float[N,4,5,5] x) => (float[N,6,A,A] y, float[N,6,A,A] z) {{ {body} }}",
-        w=random_array(6, 4, 3, 3), v=random_array(6, 4, 3, 3) * 9, t=random_array(4, 6, 3, 3), k=random_array(6, 1, 1),
-        s=random_array(1), columns=random_array(3), huge=np.full(1, 3e38, np.float32),
+        w=random_array(6, 4, 3, 3), v=random_array(6, 4, 3, 3) * 9, t=random_array(4, 6, 3, 3),
+        k=random_array(6, 1, 1), s=random_array(1), columns=random_array(3), huge=np.full(1, 3e38, np.float32),
     )  # fmt: skip
     after, notes = folded(model, fold_factor)
     assert (notes, op_types(after)) == ([], op_types(model))
