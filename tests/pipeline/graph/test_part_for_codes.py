@@ -13,7 +13,7 @@ from made_up import random_array
 
 from trtq.pipeline.graph.biased import join_biases
 from trtq.pipeline.graph.factors import find_factor
-from trtq.pipeline.graph.fold import fold_bias, fold_factor
+from trtq.pipeline.graph.fold import fold_bias, fold_factor, fold_number
 from trtq.pipeline.graph.hard import part_hard_activations
 from trtq.pipeline.graph.load import load, part_for_codes
 
@@ -51,10 +51,22 @@ def test_a_factor_that_a_convolution_cannot_take_stays(model_of: ModelOf, body: 
     model = model_of(
         f"g (float[N,4,5,5] x) => (float[N,6,A,A] y, float[N,6,A,A] z) {{ {body} }}",
         w=random_array(6, 4, 3, 3), v=random_array(6, 4, 3, 3) * 9, t=random_array(4, 6, 3, 3),
-        k=random_array(6, 1, 1), s=random_array(1), columns=random_array(3), huge=np.full(1, 3e38, np.float32),
+        k=random_array(6, 1, 1), s=random_array(1), columns=random_array(3),
+        huge=np.full(1, 3e38, np.float32),
     )  # fmt: skip
     after, notes = folded(model, fold_factor)
     assert (notes, op_types(after)) == ([], op_types(model))
+
+
+@pytest.mark.parametrize("shape", [(1,), (), (1, 1, 1)])
+def test_one_number_goes_into_the_bias(
+    model_of: ModelOf, assert_equal_outputs: Same, shape: tuple[int, ...]
+) -> None:
+    text = "g (float[N,4,5,5] x) => (float[N,6,3,3] y) { c = Conv(x, w, b) y = Add(c, k) }"
+    model = model_of(text, w=random_array(6, 4, 3, 3), b=random_array(6), k=random_array(*shape))
+    after, notes = folded(model, fold_number)
+    assert (op_types(after), notes) == (["Conv"], ["folded 1 addition into the convolutions before them"])
+    assert_equal_outputs(model, after)
 
 
 def test_a_bias_of_a_transposed_convolution(model_of: ModelOf, assert_equal_outputs: Same) -> None:
