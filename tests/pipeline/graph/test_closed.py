@@ -161,6 +161,25 @@ def test_half_precision_is_left_alone(model_of: ModelOf) -> None:
     assert _added(_closed(model)) == {}
 
 
+@pytest.mark.parametrize(
+    ("tail", "is_coded"),
+    [
+        ("b = Conv(p, w2) y = Softmax(b)", True),
+        ("t = Add(p, p) b = Conv(t, w2) y = Softmax(b)", True),
+        ("g = GlobalAveragePool(p) b = Conv(g, w2) y = Softmax(b)", False),
+        ("f = Flatten(p) b = MatMul(f, w) y = Softmax(b)", False),
+    ],
+)
+def test_a_pool_takes_codes_on_the_way_to_a_convolution(model_of: ModelOf, tail: str, is_coded: bool) -> None:
+    model = model_of(
+        f"""g (float[N,16,8,8] x) => (float y) {{
+            a = Conv(x, w1) m = Mul(a, a) p = MaxPool<kernel_shape = [2, 2]>(m) {tail}
+        }}""",
+        w1=_weights(16, 16, 1, 1), w2=_weights(16, 16, 1, 1), w=_weights(784, 4),
+    )  # fmt: skip
+    assert ("MaxPool" in _added(_closed(model))) == is_coded
+
+
 _SWISH = "a = Conv(x, w1) s = Add(a, c) l = Clip(s, zero, six) m = Mul(a, l) d = Div(m, six) "
 _NUMBERS = {name: np.float32(number) for name, number in (("c", 3), ("zero", 0), ("six", 6), ("less", -0.25))}
 
