@@ -17,6 +17,8 @@ from trtq.pipeline.graph.operands import find_constant, read_constant
 
 _MAX_GROWTH = 1 << 18  # elements; not bytes, so that a Cast of FP16 weights to FP32 is no growth
 _STANDARD = ("", "ai.onnx")
+_MOST_SHIFT = 16.0
+"""Of a number that goes into a bias, against the root mean square of the outputs."""
 RANDOM = frozenset({
     "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial", "Bernoulli",
 })  # fmt: skip
@@ -177,8 +179,11 @@ def fold_bias(model: ir.Model) -> Iterator[str]:
 
 
 def fold_number(model: ir.Model) -> Iterator[str]:
-    """Adds one number to the bias of the convolution before it."""
-    if folded := _fold_constants_behind(model, "Add", _with_offset):
+    """Adds one number to the bias of the convolution before it, unless it is far larger than what that makes.
+
+    Codes behind the convolution would then be too coarse for what it makes.
+    """
+    if folded := _fold_constants_behind(model, "Add", _with_number):
         yield f"folded {format_count(folded, 'addition')} into the convolutions before them"
 
 
@@ -214,6 +219,18 @@ def _with_bias(
     """Returns the weight and bias of a convolution with a constant per channel added; None if it cannot."""
     is_number = offset is not None and offset.const_value is not None and offset.const_value.size == 1
     return None if is_number and read_constant(offset).ndim < 2 else _with_offset(conv, offset, add)
+
+
+def _with_number(
+    conv: ir.Node, offset: ir.Value | None, add: ir.Node
+) -> tuple[NDArray[Any], NDArray[Any]] | None:
+    """Returns the same for a number that is not far beyond the outputs for inputs of variance 1."""
+    taken = _with_offset(conv, offset, add)
+    if taken is None:
+        return None
+    weight = taken[0].astype(np.float64)
+    usual = np.sqrt(np.square(weight).sum() / taken[1].size)
+    return taken if np.abs(read_constant(offset)).max() <= _MOST_SHIFT * usual else None
 
 
 def _with_offset(

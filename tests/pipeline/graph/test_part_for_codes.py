@@ -69,6 +69,13 @@ def test_one_number_goes_into_the_bias(
     assert_equal_outputs(model, after)
 
 
+@pytest.mark.parametrize(("number", "count"), [(20.0, 1), (-20.0, 1), (1e4, 0), (-1e4, 0)])
+def test_a_number_that_would_make_codes_coarse_stays(model_of: ModelOf, number: float, count: int) -> None:
+    text = "g (float[N,4,5,5] x) => (float[N,6,3,3] y) { c = Conv(x, w) y = Add(c, k) }"
+    model = model_of(text, w=random_array(6, 4, 3, 3), k=np.float32(number))
+    assert len(folded(model, fold_number)[1]) == count
+
+
 def test_a_bias_of_a_transposed_convolution(model_of: ModelOf, assert_equal_outputs: Same) -> None:
     text = "g (float[N,4,5,5] x) => (float[N,6,7,7] y) { c = ConvTranspose<group = 2>(x, w) y = Add(c, k) }"
     model = model_of(text, w=random_array(4, 3, 3, 3), k=random_array(1, 6, 1, 1))
