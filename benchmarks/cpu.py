@@ -67,11 +67,10 @@ def main() -> None:
     parser.add_argument("--keep", type=Path)
     parser.add_argument("--output", type=Path)
     given = parser.parse_args()
-    output = given.output.resolve() if given.output is not None else None
+    output, keep = (path.resolve() if path is not None else None for path in (given.output, given.keep))
     result: Row = {**circumstances(["trtq"]), "samples": SAMPLES, "models": {}}
     for name, folder in models(given.models).items():
-        kept = given.keep.resolve() / name if given.keep is not None else None
-        result["models"][name] = rows = measure(folder, kept)
+        result["models"][name] = rows = measure(folder, keep / name if keep is not None else None)
         print(f"{name:18} {json.dumps(rows)}", flush=True)
         if output is not None:
             output.write_text(json.dumps(result, indent=1) + "\n")
