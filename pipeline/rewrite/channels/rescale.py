@@ -88,8 +88,7 @@ def rescale(model: ir.Model, placement: Placement, ranges: Ranges) -> Rescaled:
         renamed[tensor] = made
         if tensor in beyond:
             beyond[made] = beyond[tensor]
-        largest = max(item.amax, item.largest)
-        tensors[made] = Range(item.amax, -largest, largest)
+        tensors[made] = _range_after(item, None if shift is not None else tensors.get(tensor))
         if tensor in formats:
             formats[made] = formats[tensor]
         channels[made] = Channels(mean=_mean_after(item))
@@ -100,6 +99,13 @@ def rescale(model: ir.Model, placement: Placement, ranges: Ranges) -> Rescaled:
         replace(ranges, tensors=tensors, channels=channels, beyond_fp16=beyond, formats=formats),
         {**turned, **renamed},
     )
+
+
+def _range_after(item: Channels, before: Range | None) -> Range:
+    """Returns the range of a rescaled tensor; one that was only divided stays positive."""
+    largest = max(item.amax, item.largest)
+    is_positive = before is not None and before.minimum >= 0
+    return Range(item.amax, 0.0 if is_positive else -largest, largest)
 
 
 def _mean_after(item: Channels) -> tuple[float, ...]:
