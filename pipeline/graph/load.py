@@ -27,10 +27,11 @@ from trtq.pipeline.graph.fold import (
     fold_bias,
     fold_constants,
     fold_factor,
+    fold_number,
 )
-from trtq.pipeline.graph.hard import part_hard_activations
 from trtq.pipeline.graph.foreign_operators import find_least_opset, refuse_foreign_operators, standardize
 from trtq.pipeline.graph.fp4 import emulate_fp4
+from trtq.pipeline.graph.hard import part_hard_activations
 from trtq.pipeline.graph.norms import standardize_norms
 from trtq.pipeline.graph.onnx_file import (
     check,
@@ -192,7 +193,7 @@ def part_for_codes(graph: Graph) -> Graph:
     if is_quantized(graph.model):
         return graph
     model = graph.model.clone()
-    changes = (join_biases, fold_factor, fold_bias, part_hard_activations)
+    changes = (join_biases, fold_factor, fold_bias, fold_number, part_hard_activations)
     notes = [note for change in changes for note in change(model)]
     if not notes:
         return graph

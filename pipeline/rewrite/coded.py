@@ -83,7 +83,7 @@ def _is_limit_of_codes(node: ir.Node) -> bool:
     step, zero = float(scale.reshape(())), int(points.reshape(()))
     first, last = (made.min - zero) * step, (made.max - zero) * step
     is_low = low is None or first >= low - step / 4  # what lies beyond it has the first code anyway
-    return is_low and (high is None or last <= high + step / 4)
+    return bool(is_low and (high is None or last <= high + step / 4))
 
 
 def _read_limits(node: ir.Node) -> tuple[float | None, float | None]:

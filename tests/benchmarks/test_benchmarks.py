@@ -1,17 +1,22 @@
 """The arithmetic of the benchmarks that stand beside peers: a wrong number there would be believed."""
 
 import importlib
+import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import onnxruntime
 import pytest
 
 HOME = Path(__file__).parents[2] / "benchmarks"
-_SCRIPTS = ("feeds", "process", "tasks", "tools", "calibration", "evaluate", "build", "decoder", "large")
+_SCRIPTS = (
+    "feeds", "process", "tasks", "tools", "calibration", "evaluate", "build", "build_picture", "decoder",
+    "large",
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -203,3 +208,28 @@ def test_bounds_that_are_not_kept_are_named(scripts: dict[str, Any]) -> None:
         "int8 is 3.0% off the plan",
         "a killed command left something",
     ]
+
+
+def test_the_picture_of_builds_is_that_of_the_newest_result(scripts: dict[str, Any]) -> None:
+    script = scripts["build_picture"]
+    result = json.loads(script.find_newest().read_text("utf-8"))
+    drawn = script.draw(result)
+    assert script.PICTURE.read_text("utf-8") == drawn
+    ElementTree.fromstring(drawn)  # well-formed
+    for model, tools in result["models"].items():
+        assert f">{model}<" in drawn
+        assert f">{tools['trtq-balanced']['passes']:.1f}x<" in drawn
+        assert f">{tools['trtq-balanced']['sqnr_db']:.1f}<" in drawn
+
+
+def test_the_picture_of_builds_says_what_could_not_be_measured(scripts: dict[str, Any]) -> None:
+    row = {"passes": 4.0, "sqnr_db": 30.0}
+    models = {
+        "a": {"trtq-quick": row, "ort-entropy": row},
+        "b": {"trtq-quick": row, "ort-entropy": {"words": "<no>"}},
+    }
+    drawn = scripts["build_picture"].draw(
+        {"date": "2026-01-01", "samples": 8, "machine": {"cpu": "x & y"}, "models": models}
+    )
+    assert (drawn.count(">4.0x<"), drawn.count(">30.0<"), drawn.count("&lt;no&gt;")) == (3, 3, 2)
+    assert "x &amp; y" in drawn

@@ -99,8 +99,7 @@ def rescale(model: ir.Model, placement: Placement, ranges: Ranges) -> Rescaled:
         renamed[tensor] = made
         if tensor in beyond:
             beyond[made] = beyond[tensor]
-        largest = max(item.amax, item.largest)
-        tensors[made] = Range(item.amax, -largest, largest)
+        tensors[made] = _range_after(item, None if shift is not None else tensors.get(tensor))
         if tensor in formats:
             formats[made] = formats[tensor]
         channels[made] = Channels(mean=_mean_after(item))
@@ -120,6 +119,13 @@ def _list_own(readers: Sequence[tuple[QuantizedNode, ir.Node]], tensor: str, for
 
 def _list_formats(layer: QuantizedNode) -> list[tuple[str, str]]:
     return [(tensor, encoding.format.name) for tensor, encoding in layer.encodings]
+
+
+def _range_after(item: Channels, before: Range | None) -> Range:
+    """Returns the range of a rescaled tensor; one that was only divided stays positive."""
+    largest = max(item.amax, item.largest)
+    is_positive = before is not None and before.minimum >= 0
+    return Range(item.amax, 0.0 if is_positive else -largest, largest)
 
 
 def _mean_after(item: Channels) -> tuple[float, ...]:

@@ -161,6 +161,25 @@ def test_half_precision_is_left_alone(model_of: ModelOf) -> None:
     assert _added(_closed(model)) == {}
 
 
+@pytest.mark.parametrize(
+    ("tail", "is_coded"),
+    [
+        ("b = Conv(p, w2) y = Softmax(b)", True),
+        ("t = Add(p, p) b = Conv(t, w2) y = Softmax(b)", True),
+        ("g = GlobalAveragePool(p) b = Conv(g, w2) y = Softmax(b)", False),
+        ("f = Flatten(p) b = MatMul(f, w) y = Softmax(b)", False),
+    ],
+)
+def test_a_pool_takes_codes_on_the_way_to_a_convolution(model_of: ModelOf, tail: str, is_coded: bool) -> None:
+    model = model_of(
+        f"""g (float[N,16,8,8] x) => (float y) {{
+            a = Conv(x, w1) m = Mul(a, a) p = MaxPool<kernel_shape = [2, 2]>(m) {tail}
+        }}""",
+        w1=_weights(16, 16, 1, 1), w2=_weights(16, 16, 1, 1), w=_weights(784, 4),
+    )  # fmt: skip
+    assert ("MaxPool" in _added(_closed(model))) == is_coded
+
+
 _SWISH = "a = Conv(x, w1) s = Add(a, c) l = Clip(s, zero, six) m = Mul(a, l) d = Div(m, six) "
 _NUMBERS = {name: np.float32(number) for name, number in (("c", 3), ("zero", 0), ("six", 6), ("less", -0.25))}
 
@@ -177,7 +196,9 @@ def test_an_activation_of_straight_pieces_runs_in_codes(
     placement = _closed(model)
     tops = {"l": 6.0, "m": 24.0, "d": 4.0, "e": 3.75}
     ranges = {
-        name: Range(tops.get(name, 4.0), 0.0 if name == "l" else -3.0 if name == "m" else -4.0, tops.get(name, 4.0))
+        name: Range(
+            tops.get(name, 4.0), 0.0 if name == "l" else -3.0 if name == "m" else -4.0, tops.get(name, 4.0)
+        )
         for name in placement.activations
     }
     made = quantize(model, placement, Ranges(ranges, "minmax()", "", "", 1, activations="asymmetric"))
@@ -197,7 +218,7 @@ def test_a_limit_stays_where_codes_reach_beyond(model_of: ModelOf) -> None:
         numbers = {"low": np.float32(0), "high": np.float32(high), "s": np.float32(1 / 255), "z": np.uint8(0)}
         model = model_of(text, **numbers)
         complete_codes(model)
-        found.append([node.op_type for node in model.graph][0])
+        found.append(next(node.op_type for node in model.graph))
     assert found == ["QuantizeLinear", "Clip"]
 
 

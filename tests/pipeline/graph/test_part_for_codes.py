@@ -1,4 +1,4 @@
-"""Tests of what a float graph becomes for ONNX Runtime's integer kernels; ONNX Runtime says it is the same."""
+"""Tests of what a float graph becomes for integer kernels; ONNX Runtime says it is the same."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from made_up import random_array
 
 from trtq.pipeline.graph.biased import join_biases
 from trtq.pipeline.graph.factors import find_factor
-from trtq.pipeline.graph.fold import fold_bias, fold_factor
+from trtq.pipeline.graph.fold import fold_bias, fold_factor, fold_number
 from trtq.pipeline.graph.hard import part_hard_activations
 from trtq.pipeline.graph.load import load, part_for_codes
 
@@ -50,11 +50,30 @@ def test_a_factor_goes_into_the_convolution(
 def test_a_factor_that_a_convolution_cannot_take_stays(model_of: ModelOf, body: str) -> None:
     model = model_of(
         f"g (float[N,4,5,5] x) => (float[N,6,A,A] y, float[N,6,A,A] z) {{ {body} }}",
-        w=random_array(6, 4, 3, 3), v=random_array(6, 4, 3, 3) * 9, t=random_array(4, 6, 3, 3), k=random_array(6, 1, 1),
-        s=random_array(1), columns=random_array(3), huge=np.full(1, 3e38, np.float32),
+        w=random_array(6, 4, 3, 3), v=random_array(6, 4, 3, 3) * 9, t=random_array(4, 6, 3, 3),
+        k=random_array(6, 1, 1), s=random_array(1), columns=random_array(3),
+        huge=np.full(1, 3e38, np.float32),
     )  # fmt: skip
     after, notes = folded(model, fold_factor)
     assert (notes, op_types(after)) == ([], op_types(model))
+
+
+@pytest.mark.parametrize("shape", [(1,), (), (1, 1, 1)])
+def test_one_number_goes_into_the_bias(
+    model_of: ModelOf, assert_equal_outputs: Same, shape: tuple[int, ...]
+) -> None:
+    text = "g (float[N,4,5,5] x) => (float[N,6,3,3] y) { c = Conv(x, w, b) y = Add(c, k) }"
+    model = model_of(text, w=random_array(6, 4, 3, 3), b=random_array(6), k=random_array(*shape))
+    after, notes = folded(model, fold_number)
+    assert (op_types(after), notes) == (["Conv"], ["folded 1 addition into the convolutions before them"])
+    assert_equal_outputs(model, after)
+
+
+@pytest.mark.parametrize(("number", "count"), [(20.0, 1), (-20.0, 1), (1e4, 0), (-1e4, 0)])
+def test_a_number_that_would_make_codes_coarse_stays(model_of: ModelOf, number: float, count: int) -> None:
+    text = "g (float[N,4,5,5] x) => (float[N,6,3,3] y) { c = Conv(x, w) y = Add(c, k) }"
+    model = model_of(text, w=random_array(6, 4, 3, 3), k=np.float32(number))
+    assert len(folded(model, fold_number)[1]) == count
 
 
 def test_a_bias_of_a_transposed_convolution(model_of: ModelOf, assert_equal_outputs: Same) -> None:
@@ -145,18 +164,14 @@ def test_another_product_stays(model_of: ModelOf, x: str, tail: str) -> None:
         ("Add(x, half)", None),
     ],
 )
-def test_a_positive_number_is_a_factor(
-    model_of: ModelOf, node: str, found: tuple[int, float] | None
-) -> None:
+def test_a_positive_number_is_a_factor(model_of: ModelOf, node: str, found: tuple[int, float] | None) -> None:
     half = np.array(0.5, np.float32)
     constants = {"half": half, "less": -half, "two": np.stack([half] * 2), "wide": half.reshape(1, 1, 1)}
     model = model_of(f"g (float[N,2] x) => (float y) {{ y = {node} }}", **constants)
     assert find_factor(model.graph.node(0)) == found
 
 
-def test_a_graph_says_what_was_changed(
-    path_of: Callable[..., Path], assert_equal_outputs: Same
-) -> None:
+def test_a_graph_says_what_was_changed(path_of: Callable[..., Path], assert_equal_outputs: Same) -> None:
     text = "g (float[N,4,5,5] x) => (float[N,6,3,3] y) { c = Conv(x, w) m = Mul(c, k) y = HardSwish(m) }"
     path = path_of(text, opset=14, w=random_array(6, 4, 3, 3), k=random_array(1))
     graph = load(path, min_opset=13)

@@ -200,3 +200,14 @@ def test_means_follow_the_channels(graph: Graph) -> None:
     assert _rescaled(graph, {"x": without}).ranges.channels["x_rescaled"].mean == (-1.0, -2.0, 0.0, 0.0)
     plain = Channels(scale=item.scale, amax=1)
     assert _rescaled(graph, {"x": plain}).ranges.channels["x_rescaled"].mean == ()
+
+
+@pytest.mark.parametrize("shifts", [False, True])
+def test_what_is_positive_stays_so_without_a_shift(graph: Graph, shifts: bool) -> None:
+    placement = place(graph.model, force=["."])
+    ranges = ranges_of(placement, {name: _channels(8, 1, shifts=shifts) for name in ("r", "s")})
+    ranges.tensors["r"] = Range(4.0, 0.0, 4.0)  # type: ignore[index]
+    found = rescale(graph.model, placement, ranges).ranges.tensors
+    (r,), (s,) = ([item for made, item in found.items() if made.startswith(f"{name}_")] for name in "rs")
+    assert (r.minimum < 0, s.minimum < 0) == (shifts, True)
+    assert r.maximum == s.maximum > 0
