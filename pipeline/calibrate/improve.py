@@ -118,9 +118,9 @@ def improve_ranges(
         workers,
         trial_step=_choose_step(statistics.num_samples, spec.quantization.effort),
     )
-    channels = statistics.channels
-    if channels is None:
-        layouts, observed = list_channels(graph, placement, batches, spec), [*statistics.histograms]
+    channels, layouts = statistics.channels, list_channels(graph, placement, batches, spec)
+    observed = [*dict.fromkeys((*statistics.histograms, *layouts))]  # those scaled by token were not
+    if channels is None or len(observed) > len(statistics.histograms):
         channels = observe_channels(graph.model, observed, layouts, batches, control, workers)
     found = find_repairs(
         graph.model, placement, candidates, batches, allowed, budget, reobserver, workers, channels
