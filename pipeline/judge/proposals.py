@@ -61,6 +61,7 @@ class Repair:
         kind: A repair replaces the one before it if both are of the same kind.
         propose: Makes its proposals of the ranges.
         least_gain_db: What a proposal must gain to be applied.
+        is_presumed: Whether it is applied unless it can hardly win: it is known to gain layer by layer.
         varies: By this suffix its proposals are named otherwise than those of the repair before, of which it
             varies the best; empty: it has its own.
     """
@@ -68,6 +69,7 @@ class Repair:
     kind: str
     propose: Callable[[Ranges, Evidence], Proposals]
     least_gain_db: float = LEAST_GAIN_DB
+    is_presumed: bool = False
     varies: str = ""
 
 
@@ -77,11 +79,14 @@ def list_repairs(ranges: Sequence[Ranges], allowed: Collection[str], num_samples
     yield Repair(METHOD, lambda _ranges, _evidence: methods)
     if {*allowed} & {*RESCALING} and num_samples >= FEWEST_SAMPLES:
         yield Repair("rescaling", partial(_rescale, allowed, HEADROOM))
-        yield Repair("rescaling", partial(_rescale, allowed, 0.0), _HEADROOM_WORTH_DB, f" + {_NO_HEADROOM}")
+        yield Repair(
+            "rescaling", partial(_rescale, allowed, 0.0), _HEADROOM_WORTH_DB, varies=f" + {_NO_HEADROOM}"
+        )
         yield Repair("reobservation", _reobserve)
     if "rotate" in allowed:
         yield Repair("rotation", _rotate)
-    last = Repair("bias", _correct_biases), Repair("weights", _clip_weights), Repair("adaround", _Rounding())
+    rounding = Repair("adaround", _Rounding(), is_presumed=True)
+    last = Repair("bias", _correct_biases), Repair("weights", _clip_weights), rounding
     yield from (repair for repair in last if repair.kind in allowed)
 
 

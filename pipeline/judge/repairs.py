@@ -125,7 +125,10 @@ class _Search:
             proposed = {name: item for name, item in proposed.items() if name in near}
         candidates = {name: Candidate(item) for name, item in proposed.items()}
         self.judged.close()
-        best = self._race(candidates, repair.least_gain_db)
+        if repair.is_presumed:
+            best = self._presume(candidates, repair.least_gain_db)
+        else:
+            best = self._race(candidates, repair.least_gain_db)
         for name, item in candidates.items():
             gain = item.scores().db - self.judged.scores(len(item.marks)).db
             num_samples = sum(feed.num_samples for feed in self.judge.feeds[: len(item.marks)])
@@ -133,6 +136,18 @@ class _Search:
         if best is not None:
             self.judged, self.applied[repair.kind] = candidates[best], best
             self.final = repair.propose(self.before[1], self.whole)[best]
+
+    def _presume(self, candidates: Mapping[str, Candidate], least_db: float) -> str | None:
+        """Returns the candidate that scores highest on all samples, unless it can hardly win.
+
+        The few outputs of a classifier sum up the errors of many features, each with its own sign: by chance
+        they are a few dB nearer or farther, while the features are nearer for certain.
+        """
+        if not candidates:
+            return None
+        self.judge.advance([*candidates.values()], len(self.judge.feeds))
+        best = max(candidates, key=lambda name: candidates[name].scores().db)
+        return best if candidates[best].scores().may_be_above(self.judged.scores(), least_db) else None
 
     def _race(self, candidates: Mapping[str, Candidate], least_gain_db: float) -> str | None:
         """Returns which of the candidates clearly wins, if any does; those that fall behind stop early."""

@@ -189,10 +189,10 @@ def build_switchable(
             result.graph.initializers[name] = values[name] = kept
     sources = [_Source({node.name: node for node in result.graph}, lambda value: value)]
     for other in _list_alternatives(placement, others):
-        own = rescale(given, _replace_nodes(placement, other), ranges)
+        beside = rescale(given, _replace_nodes(placement, other), ranges)
         names = {node.name for node in other.quantized}
-        nodes = tuple(node for node in own.placement.quantized if node.name in names)
-        made = quantize(own.model, Placement(nodes), own.ranges, scale_dtype=scale_dtype)
+        nodes = tuple(node for node in beside.placement.quantized if node.name in names)
+        made = quantize(beside.model, Placement(nodes), beside.ranges, scale_dtype=scale_dtype)
         importer = Importer(edit, values)
         by_name = {node.name: node for node in made.graph}
         sources.append(_Source(by_name, importer.take, {node.name: node for node in nodes}))

@@ -286,6 +286,25 @@ def test_mxfp8_of_modelopt_is_refused_with_what_to_take_instead(tmp_path: Path) 
         build(path, spec=ModelSpec(), target=target, output=tmp_path / "out")
 
 
+def test_mxfp8_in_standard_operators_is_refused_with_what_to_take_instead(
+    path_of: Callable[..., Path], tmp_path: Path
+) -> None:
+    """ONNX has the scales of OCP's MX formats: powers of two in a byte."""
+    text = "net (float[2, 64] x) => (float[2, 32] y) { d = Identity (w) y = MatMul (x, d) }"
+    model = onnx.load(path_of(text, w=_random(64, 32)))
+    made = {"w8": _random(64, 32).astype(ml_dtypes.float8_e4m3fn), "ws": np.full((2, 32), 127, np.uint8)}
+    for name, kind in (("w8", onnx.TensorProto.FLOAT8E4M3FN), ("ws", onnx.TensorProto.FLOAT8E8M0)):
+        content = made[name].tobytes()
+        model.graph.initializer.add(name=name, data_type=kind, dims=made[name].shape, raw_data=content)
+    blocks = {"axis": 0, "block_size": 32, "output_dtype": onnx.TensorProto.FLOAT}
+    model.graph.node[0].CopyFrom(onnx.helper.make_node("DequantizeLinear", ["w8", "ws"], ["d"], **blocks))
+    model.opset_import[0].version = 24
+    onnx.save(model, tmp_path / "mx.onnx")
+    target = Target(backend="tensorrt-rtx", compute_capabilities=("8.9",))
+    with pytest.raises(ModelError, match=r"no kernel that multiplies MXFP8; quantize to float8 e4m3, with"):
+        build(tmp_path / "mx.onnx", spec=ModelSpec(), target=target, output=tmp_path / "out")
+
+
 @needs_rtx
 def test_fp8_of_modelopt_s_torch_export_runs_in_fp8(tmp_path: Path) -> None:
     body = """xq = trt.TRT_FP8QuantizeLinear (x, s)

@@ -149,10 +149,12 @@ def _check_blocks(node: ir.Node, block: int) -> Iterator[Finding]:
 
 
 def check_scale_type(node: ir.Node) -> Iterator[Finding]:
-    """Scales that are powers of two in one byte (MXFP8) are no constants of TensorRT."""
+    """Scales that are powers of two in one byte (MXFP8) are no constants of TensorRT, nor has it a kernel."""
     for value in node.inputs:
         if value is not None and value.is_initializer() and value.dtype is ir.DataType.FLOAT8E8M0:
-            reason = f"its scales {value.name!r} are float8 e8m0 (MXFP8), which TensorRT does not read"
+            reason = (
+                f"its scales {value.name!r} are float8 e8m0: TensorRT-RTX has no kernel that multiplies MXFP8"
+            )
             yield report("codes-type", "refused", node, reason, "quantize to float8 e4m3, with float scales")
 
 

@@ -88,7 +88,7 @@ def rescale(model: ir.Model, placement: Placement, ranges: Ranges) -> Rescaled:
         nodes = [node for _, node in readers[tensor]]
         shift = np.asarray(item.shift, np.float64) if any(item.shift) else None
         producer = find_producer(find_input(nodes, tensor), nodes, layers) if shift is None else None
-        if producer is None:
+        if producer is None and tensor in tensors:  # else its rows have scales of their own
             own = _list_own(readers[tensor], tensor, ranges.formats.get(tensor, INT8.name))
             if len(own) < len(nodes):
                 nodes, channels[tensor] = own, Channels(mean=item.mean)

@@ -9,9 +9,12 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
+from onnx import numpy_helper
 from pickled_workers import Pickled
 
+from trtq.calibrators.ranges import read_ranges
 from trtq.errors import DataError, UsageError
 from trtq.files import hash_file
 from trtq.models.session import open_session, run
@@ -26,6 +29,8 @@ from trtq.models.spec import (
 from trtq.pipeline.build import build
 from trtq.pipeline.deliver.report import Report, read_report
 from trtq.pipeline.engine.target import Target
+from trtq.pipeline.formats import FP8, INT8
+from trtq.pipeline.rewrite.rounding import hash_weight, pack
 
 AUTO = Target(backend="onnxruntime", high_precision="fp16", auto=True)
 PLAIN = replace(AUTO, auto=False)
@@ -293,6 +298,34 @@ def test_a_layer_that_int8_spoils_is_fp8_where_that_is_allowed(poisoned: Path) -
     zero_points = {item.name: item.data_type for item in built.graph.initializer if "zero_point" in item.name}
     assert {*zero_points.values()} == {onnx.TensorProto.INT8, onnx.TensorProto.FLOAT8E4M3FN}
     assert read_report(Path(report.output) / "report.json").auto == report.auto
+    assert report.auto.outcome.endswith("; weights are rounded by data (--repair auto,adaround)")
+    ranges = read_ranges(Path(report.output) / "ranges.json")
+    weights = [numpy_helper.to_array(item) for item in onnx.load(poisoned).graph.initializer]
+    rounded = {hash_weight(item, form) for item in weights for form in (INT8, FP8)} & {*ranges.roundings}
+    assert len(rounded) == 6  # the three in both formats
+
+
+@pytest.mark.parametrize(
+    ("own", "told"),
+    [
+        (QuantizationSpec(), True),
+        (QuantizationSpec(effort="quick"), False),
+        (QuantizationSpec(repair=("bias",)), False),
+    ],
+)
+def test_weights_are_not_rounded_where_that_loses_or_is_not_asked_for(
+    poisoned: Path, own: QuantizationSpec, told: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def move_all(model: ir.Model, *_: object) -> dict[str, bytes]:
+        arrays = [item.const_value.numpy() for item in model.graph.initializers.values() if item.const_value]
+        return {hash_weight(item): pack(np.ones(item.shape, np.bool_)) for item in arrays}
+
+    monkeypatch.setattr("trtq.pipeline.build.rounding.find_roundings", move_all)
+    report = build(poisoned, spec=replace(spec_for(poisoned), quantization=own), target=FORMATS)
+    assert report.auto is not None
+    assert "rounded" not in report.auto.outcome
+    assert any("--formats: weights are not rounded by data: " in note for note in report.notes) == told
+    assert not read_ranges(Path(report.output) / "ranges.json").roundings
 
 
 def test_the_builder_runs_each_layer_in_the_format_that_was_chosen(poisoned: Path) -> None:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from trtq.calibrators.batches import Batches, Feed
 from trtq.calibrators.ranges import Channels, Range, Ranges, ranges_to_json, read_ranges
+from trtq.pipeline.formats import FP8
 from trtq.pipeline.graph.load import Graph
 from trtq.pipeline.graph.placement import Placement, place
 from trtq.pipeline.judge import adaround
@@ -101,6 +102,21 @@ def test_roundings_are_of_the_weights_as_repairs_have_made_them(
             for ranges in (base, replace(base, roundings=roundings))
         )
         assert bool((before != after).any()) == changes
+
+
+def test_another_format_is_rounded_for_inputs_in_the_range_that_it_is_built_with(
+    case: tuple[ir.Model, Batches],
+) -> None:
+    """A range that was clipped for INT8 is not that of a layer in FP8 beside it."""
+    model, batches = case
+    placement = place(model, force=["."], form=FP8)
+    whole = _ranges(placement, batches)
+    clipped = {name: replace(item, amax=item.amax / 8) for name, item in whole.tensors.items()}
+    found = [
+        find_roundings(model, placement, item, batches) for item in (whole, replace(whole, tensors=clipped))
+    ]
+    assert found[0] == found[1]
+    assert found[0]
 
 
 def test_roundings_survive_the_ranges_file(case: tuple[ir.Model, Batches], tmp_path: Path) -> None:

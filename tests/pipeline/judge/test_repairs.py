@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -12,7 +14,7 @@ from made_up import batches_of
 from numpy.typing import NDArray
 
 from trtq.calibrators import METHODS
-from trtq.calibrators.batches import Batches
+from trtq.calibrators.batches import Batches, Feed
 from trtq.calibrators.channels import ChannelHalves
 from trtq.calibrators.estimate import estimate
 from trtq.calibrators.observe import PassControl, observe
@@ -21,7 +23,9 @@ from trtq.calibrators.ranges import Range, Ranges
 from trtq.models.spec import REPAIRS
 from trtq.pipeline.graph.load import Graph
 from trtq.pipeline.graph.placement import Placement, place
-from trtq.pipeline.judge.repairs import SampleBudget, find_repairs
+from trtq.pipeline.judge.proposals import Repair
+from trtq.pipeline.judge.repairs import SampleBudget, _Search, find_repairs
+from trtq.pipeline.judge.trials import Candidate, FeedMarks
 from trtq.pipeline.rewrite.channels.reobserve import Reobserver
 from trtq.pipeline.rewrite.channels.rescale import rescale
 from trtq.pipeline.rewrite.channels.statistics import find_channel_layouts
@@ -270,6 +274,45 @@ def test_headroom_is_given_up_where_it_costs_more_than_it_saves(net: Callable[..
     (applied,) = repairs.applied
     assert applied.endswith("no headroom")
     assert any(item.applied and "no headroom" not in item.name for item in repairs.tried)  # it came first
+
+
+class _Scored:
+    """Judges candidates by what is known of them: the gain in dB on each sample, by method."""
+
+    def __init__(self, gains: Mapping[str, Sequence[float]]) -> None:
+        self.gains, self.num_samples = gains, len(gains["start"])
+        self.feeds = [Feed({}, "made up", 1)] * self.num_samples
+
+    def advance(self, candidates: Sequence[Candidate], num_feeds: int) -> None:
+        for item in candidates:
+            for gain in self.gains[item.ranges.method][len(item.marks) : num_feeds]:
+                noise = np.array([10 ** (-(30 + gain) / 10)])
+                item.marks.append(FeedMarks(np.array([30.0 + gain]), np.ones(1), noise))
+
+
+@pytest.mark.parametrize(
+    ("gains", "is_presumed", "applied"),
+    [
+        ([-4, 3, -5, 4, -4, 3, 2, -3], True, True),  # chance
+        ([-4, 3, -5, 4, -4, 3, 2, -3], False, False),
+        ([-3, -2, -3, -2, -3, -2, -3, -2], True, False),
+        ([2, 3, 2, 3, 2, 3, 2, 3], True, True),
+        ([math.nan] * 8, True, False),
+    ],
+)
+def test_what_is_known_to_gain_is_applied_unless_it_clearly_loses(
+    gains: Sequence[float], is_presumed: bool, applied: bool
+) -> None:
+    judge: Any = _Scored({"start": [0.0] * 8, "made": gains})
+    evidence: Any = None
+    ranges = Ranges({}, "start", "0", "none", 8)
+    made = replace(ranges, method="made")
+    start = Candidate(ranges)
+    judge.advance([start], 8)
+    search = _Search(judge, SampleBudget(), evidence, evidence, start, ranges)
+    search.run(Repair("kind", lambda _ranges, _evidence: {"made": made}, is_presumed=is_presumed))
+    assert [item.applied for item in search.tried] == [applied]
+    assert search.final is (made if applied else ranges)
 
 
 def test_the_same_data_gives_the_same_result(net: Callable[..., Graph]) -> None:

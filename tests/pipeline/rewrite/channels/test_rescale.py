@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 import numpy as np
 import onnx
@@ -14,6 +15,7 @@ from made_up import random_array
 from numpy.typing import NDArray
 
 from trtq.calibrators.ranges import Channels, Range, Ranges
+from trtq.pipeline.formats import FP8
 from trtq.pipeline.graph.load import Graph
 from trtq.pipeline.graph.placement import Placement, place
 from trtq.pipeline.rewrite.channels.rescale import Rescaled, rescale
@@ -109,6 +111,23 @@ def test_a_producer_that_is_not_quantized_is_left_alone(graph: Graph) -> None:
     placement = place(graph.model, force=["."], skip=["one"])
     made = rescale(graph.model, placement, ranges_of(placement, {"r": _channels(8, 1)}))
     assert [node.name for node in made.model.graph if node.op_type == "Mul"] == ["r_Mul"]
+
+
+@pytest.mark.parametrize(
+    ("formats", "has_range", "changes"),
+    [({}, True, False), ({"x": "fp8"}, True, True), ({}, False, True)],
+)
+def test_what_stands_in_the_graph_is_for_the_format_of_the_range(
+    graph: Graph, formats: dict[str, str], has_range: bool, changes: bool
+) -> None:
+    """A tensor without a range has scales by row, which no format chose."""
+    placement = place(graph.model, force=["."], form=FP8)
+    ranges = ranges_of(placement, {"x": _channels(4, 1, shifts=True)}, formats=formats)
+    tensors = {name: item for name, item in ranges.tensors.items() if has_range or name != "x"}
+    made = rescale(graph.model, placement, replace(ranges, tensors=tensors))
+    assert ("Sub" in [node.op_type for node in made.model.graph]) == changes
+    assert ("x_rescaled" in made.placement.activations) == changes
+    assert ("x" in made.ranges.channels) != changes
 
 
 def test_a_tensor_with_another_reader_keeps_its_values(
