@@ -15,6 +15,7 @@ from trtq.errors import ArtifactError, ModelError
 from trtq.files import write_atomically
 from trtq.models.spec import ModelSpec
 from trtq.pipeline.calibrate import load_to_quantize
+from trtq.pipeline.calibrate.between_codes import place_between_codes
 from trtq.pipeline.calibrate.data import (
     open_calibration_data,
     options_from_spec,
@@ -31,8 +32,8 @@ from trtq.pipeline.deliver.report import read_report
 from trtq.pipeline.deliver.settings import read_settings
 from trtq.pipeline.engine.strategy import choose_rest
 from trtq.pipeline.engine.target import Target
-from trtq.pipeline.formats import FP16, LAYER_FORMATS
-from trtq.pipeline.graph.load import Graph
+from trtq.pipeline.formats import FP16, INT8, LAYER_FORMATS
+from trtq.pipeline.graph.load import Graph, part_for_codes
 from trtq.pipeline.graph.pictures import tell_of_pictures
 from trtq.pipeline.graph.placement import Placement
 from trtq.pipeline.judge.evaluate import find_labels, open_evaluation_data
@@ -172,9 +173,13 @@ def _open_build(folder: Path, spec: ModelSpec | None, watcher: Watcher) -> _Subj
     spec_of_layers = replace(spec, quantization=own.quantization)
     found = report.auto.layers if report.auto is not None else {}
     forms = {name: LAYER_FORMATS[form] for name, form in found.items() if form in LAYER_FORMATS}
-    placement = place_layers(
-        graph, spec_of_layers, target, watcher, kept, attention=ranges.attention, forms=forms
-    )
+    if ranges.activations == "asymmetric" and target.form is INT8:
+        graph = part_for_codes(graph)
+        placement = place_between_codes(graph, spec_of_layers, target, watcher, kept, forms=forms)
+    else:
+        placement = place_layers(
+            graph, spec_of_layers, target, watcher, kept, attention=ranges.attention, forms=forms
+        )
     watcher.note(f"layers, ranges ({ranges.method}) and repairs are those of {folder}")
     return _Subject(graph, spec, target, placement, ranges)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -11,6 +11,7 @@ from trtq.calibrators import Method, create_method
 from trtq.calibrators.batches import Batches
 from trtq.calibrators.ranges import Ranges
 from trtq.models.spec import ModelSpec
+from trtq.pipeline.calibrate.between_codes import place_between_codes
 from trtq.pipeline.calibrate.data import (
     need_no_ranges,
     place_layers,
@@ -26,9 +27,8 @@ from trtq.pipeline.graph.closed import close_outputs
 from trtq.pipeline.graph.foreign_operators import explain_incomparable
 from trtq.pipeline.graph.kv_cache import place_caches
 from trtq.pipeline.graph.load import Graph
-from trtq.pipeline.graph.placement import ATTENTION, Placement
+from trtq.pipeline.graph.placement import Placement
 from trtq.pipeline.graph.quantized import find_quantized_layers, is_quantized, name_formats
-from trtq.pipeline.graph.worth import explain_distorted
 from trtq.pipeline.quantize.weights import place_weights
 from trtq.progress import Silent, Watcher
 from trtq.workers import Workers
@@ -146,28 +146,13 @@ class Job:
         return self.calibration if self.calibration is not None else self.evaluation
 
 
-def _place_between_codes(job: Job, watcher: Watcher) -> Placement | None:
-    """Returns a placement with codes behind layers too; None if the backend or the ranges have no use for it.
-
-    A layer left float then costs more than it saves, since the codes around it end there. So those that are
-    small, and products of two activations, take codes as well.
-    """
+def _place_closed(job: Job, watcher: Watcher) -> Placement | None:
+    """Returns a placement with codes behind layers too; None if the backend or the ranges do not use it."""
     kind = job.spec.quantization.activations if job.ranges is None else job.ranges.activations
     is_meant = job.backend.needs_coded_outputs and kind == "asymmetric" and job.target.form is INT8
     if not is_meant or job.has_given or job.strategy.graph_float is not FP32:
         return None
-    products = (ATTENTION,) if "MatMul" in job.target.op_types else ()
-    target = replace(job.target, op_types=tuple(dict.fromkeys((*job.target.op_types, *products))))
-    placed = place_layers(
-        job.graph,
-        job.spec,
-        target,
-        watcher,
-        job.kept,
-        job.backend,
-        forms=job.forms,
-        explain=explain_distorted,
-    )
+    placed = place_between_codes(job.graph, job.spec, job.target, watcher, job.kept, job.backend, job.forms)
     closed = close_outputs(job.graph.model, placed, job.kept)
     is_known = job.ranges is None or {*closed.activations} <= job.ranges.tensors.keys()
     return closed if is_known else None
@@ -187,7 +172,7 @@ def _place_nodes(job: Job, watcher: Watcher) -> Placement:
     graph, spec, target = job.graph, job.spec, job.target
     placement = Placement()
     if target.form is not None:
-        placement = _place_between_codes(job, watcher) or place_layers(
+        placement = _place_closed(job, watcher) or place_layers(
             graph, spec, target, watcher, job.kept, job.backend, attention=job.attention, forms=job.forms
         )
     if target.precision == "fp16":

@@ -141,11 +141,11 @@ def list_channels(
     graph: Graph, placement: Placement, batches: Batches, spec: ModelSpec
 ) -> dict[str, ChannelLayout]:
     """Returns the tensors whose channels `improve_ranges` looks at, and where these are."""
-    if not _may_try(placement, batches, spec):
+    allowed = _choose_repairs(spec, placement.formats)
+    if not (allowed and _may_try(placement, batches, spec)):
         return {}
     from trtq.pipeline.judge.proposals import CHANNEL_REPAIRS  # late, as above
 
-    allowed = _choose_repairs(spec, placement.formats)
     return find_channel_layouts(graph.model, placement) if {*allowed} & CHANNEL_REPAIRS else {}
 
 

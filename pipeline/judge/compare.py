@@ -22,12 +22,12 @@ from trtq.models.runner import (
     create_converting_runner,
     create_runner,
 )
-from trtq.pipeline.graph.carried import ModelFile
 from trtq.pipeline.graph.kv_cache import CodedCache, find_coded_caches
 from trtq.pipeline.graph.load import read_runnable
 from trtq.pipeline.judge.drawn import doubt_drawn, keep_differing
+from trtq.pipeline.judge.opened import open_file
 from trtq.pipeline.judge.recall import RecallingSession
-from trtq.pipeline.judge.runs import Results, drop, open_compared, read_typed, run_feeds
+from trtq.pipeline.judge.runs import Results, drop, run_feeds
 from trtq.pipeline.judge.score import Labels, Scores
 from trtq.pipeline.judge.settled import FailureRule
 from trtq.pipeline.judge.steady import Mask, OutputSpread, find_steady, measure_spreads
@@ -41,8 +41,7 @@ from trtq.pipeline.judge.tally import (
     find_rules,
     measure_feed,
 )
-from trtq.pipeline.judge.views import Key, OutputViews, create_views
-from trtq.pipeline.judge.widen import has_bf16, without_bf16
+from trtq.pipeline.judge.views import Key, OutputViews
 from trtq.records import LogitsComparison, OutputComparison
 from trtq.workers import Shared, Workers
 
@@ -128,7 +127,7 @@ def compare_models(
     truth = _find_truth(pairs)
     own_workers = workers if all(map(can_move, engines)) else None
     opened = {
-        name: _open_file(path, looks=name == truth and views is None, runs=own_workers is None)
+        name: open_file(path, looks=name == truth and views is None, runs=own_workers is None)
         for name, path in models.items()
     }
     coded = {**{name: item.caches for name, item in opened.items()}, **coded}
@@ -189,39 +188,6 @@ def _take_floats(runner: Any, caches: Sequence[CodedCache]) -> Any:
         return runner
     inputs = {item.past: item.encode for item in caches}
     return create_converting_runner(runner, inputs, {item.present: item.decode for item in caches})
-
-
-@dataclass(frozen=True, slots=True)
-class _OpenedFile:
-    """A file that is compared: its session, its caches of codes, and how its outputs are looked at."""
-
-    session: MovableSession
-    caches: tuple[CodedCache, ...]
-    views: OutputViews
-
-
-def _open_file(path: Path, *, looks: bool, runs: bool) -> _OpenedFile:
-    """Returns what a file gives, which is read once.
-
-    Args:
-        path: The file.
-        looks: Whether its outputs say how all are looked at.
-        runs: Whether its session is opened here and now.
-    """
-    typed = read_typed(path)
-    model, _ = typed
-    session = MovableSession(partial(_open_session, ModelFile(path)))
-    if runs:
-        session.session = open_compared(path, typed)
-    views = OutputViews()
-    if looks:
-        views = create_views(without_bf16(model) if has_bf16(model) else model)
-    return _OpenedFile(session, find_coded_caches(model), views)
-
-
-def _open_session(file: ModelFile) -> PlainSession:
-    with file.open() as path:
-        return open_compared(path)
 
 
 def _find_truth(pairs: Pairs) -> str:

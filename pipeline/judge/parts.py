@@ -92,7 +92,7 @@ def _list_sources(value: ir.Value) -> Sequence[ir.Value | None]:
         node = value.producer()
         return () if node is None or node.op_type in _READ_NO_VALUES else node.inputs
     node = _maker(value)
-    return node.inputs if joins(node) or (node is not None and node.op_type in _SQUASHED) else ()
+    return node.inputs if node is not None and (joins(node) or node.op_type in _SQUASHED) else ()
 
 
 def _maker(value: ir.Value) -> ir.Node | None:

@@ -90,7 +90,7 @@ def test_an_axis_of_no_samples_fixes_no_batch(tmp_path: Path) -> None:
     """Such as that of a cache that holds nothing yet."""
     np.savez(tmp_path / "calib.npz", x=X)
     path = str(tmp_path / "calib.npz")
-    with pytest.raises(DataError, match=r"has shape \(8, 2\), the model wants \(0, 2\); "):
+    with pytest.raises(DataError, match=r"has shape \(8, 2\), the model expects \(0, 2\); "):
         list(open_batches(path, [TensorSpec("x", "float32", (0, 2))], 8))
 
 

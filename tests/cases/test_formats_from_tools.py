@@ -296,7 +296,7 @@ def test_mxfp8_in_standard_operators_is_refused_with_what_to_take_instead(
     for name, kind in (("w8", onnx.TensorProto.FLOAT8E4M3FN), ("ws", onnx.TensorProto.FLOAT8E8M0)):
         content = made[name].tobytes()
         model.graph.initializer.add(name=name, data_type=kind, dims=made[name].shape, raw_data=content)
-    blocks = {"axis": 0, "block_size": 32, "output_dtype": onnx.TensorProto.FLOAT}
+    blocks: dict[str, Any] = {"axis": 0, "block_size": 32, "output_dtype": onnx.TensorProto.FLOAT}
     model.graph.node[0].CopyFrom(onnx.helper.make_node("DequantizeLinear", ["w8", "ws"], ["d"], **blocks))
     model.opset_import[0].version = 24
     onnx.save(model, tmp_path / "mx.onnx")

@@ -50,7 +50,7 @@ def test_what_is_built_is_what_kinds_are_asked_for_and_what_says_none() -> None:
 
 def test_kinds_that_nobody_knows_are_refused() -> None:
     with pytest.raises(
-        UsageError, match=r"^a is for machines of the kind l4, and nothing says that this one is; build on a"
+        UsageError, match=r"^a is for machines of the kind l4, and this machine is not known to be one; "
     ):
         choose_entries(ALL, (), is_farm=False)
     with pytest.raises(

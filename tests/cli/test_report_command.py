@@ -42,7 +42,7 @@ def test_it_shows_what_was_measured(folder: Path, tmp_path: Path) -> None:
         == 0
     )
     assert trtq("report", folder, "--sensitivity", found, "-o", tmp_path / "r.html").exit_code == 0
-    assert "with this layer alone in its format, on 8 samples" in (tmp_path / "r.html").read_text()
+    assert "when only this layer is quantized, on 8 samples" in (tmp_path / "r.html").read_text()
 
 
 def test_a_folder_keeps_what_its_manifest_knows(folder: Path) -> None:

@@ -53,7 +53,7 @@ def test_the_metric_of_the_engine_is_shown_where_none_of_its_outputs_could_be_co
     report = replace(built("pass", ()), accuracy={"fp32": 0.9, "int8": 0.1, "engine": 0.9})
     *_, metric, _ = list_build_cases(report, GATE)
     assert metric.outcome == "pass"
-    assert metric.text.startswith("90.00% beside 90.00%")
+    assert metric.text.startswith("90.00% against 90.00%")
 
 
 def test_the_title_of_a_pass_tells_if_most_of_the_work_is_float() -> None:

@@ -173,7 +173,9 @@ def test_fp16_that_fails_by_itself_is_told(path_of: Callable[..., Path]) -> None
     model = path_of(
         _COARSE, w1=made["w1"], w2=made["w2"], large=np.float32(10003.0), other=np.float32(10000.0)
     )
-    report = build(model, spec=spec_for(model), target=AUTO)
+    x = 2 * np.random.default_rng(1).standard_normal((64, 3, 8, 8)).astype(np.float32)
+    spec = spec_for(model, x)
+    report = build(model, spec=spec, target=AUTO)
     assert report.verdict == "fail"
     assert report.auto is not None
     assert report.auto.outcome.startswith(
@@ -181,8 +183,8 @@ def test_fp16_that_fails_by_itself_is_told(path_of: Callable[..., Path]) -> None
     )
     assert "quantization is not the cause; keep layers in FP32 with --keep-fp32" in report.auto.outcome
     assert any(warning.startswith("--auto cannot help: FP16 fails") for warning in report.warnings)
-    whole = build(model, spec=spec_for(model), target=replace(AUTO, high_precision="fp32"))
-    assert whole.verdict == "pass"
+    whole = build(model, spec=spec, target=replace(AUTO, high_precision="fp32"))
+    assert whole.verdict == "pass", whole.reasons
 
 
 def test_one_batch_cannot_be_split(poisoned: Path) -> None:

@@ -255,7 +255,7 @@ def test_a_pass_that_makes_no_sense_is_refused(arguments: dict[str, object], mes
 
 def test_a_method_that_makes_no_sense_is_told_before_the_data_is_read(model: Path) -> None:
     nothing = ModelSpec(calibration=CalibrationSpec("absent.npz", "mse", {"num_bins": 4}))
-    with pytest.raises(UsageError, match="num_bins is no parameter"):
+    with pytest.raises(UsageError, match="num_bins is not a parameter"):
         calibrate(model, spec=nothing)
 
 

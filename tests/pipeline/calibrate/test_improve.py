@@ -167,11 +167,12 @@ def test_one_batch_repairs_nothing_and_says_so(
 def test_without_a_float_behind_an_output_no_repair_is_judged_and_a_note_says_so(
     seen: tuple[Graph, Placement, Statistics, Batches], spec: ModelSpec
 ) -> None:
-    graph, *others = seen
+    graph, placement, statistics, batches = seen
     model = graph.model.clone()
     model.graph.outputs.clear()
     log = Log(Silent())
-    assert improve_ranges(replace(graph, model=model), *others, spec, log).repairs is None
+    without = replace(graph, model=model)
+    assert _improved((without, placement, statistics, batches), spec, log).repairs is None
     assert log.notes == ["no repair is tried: no output is computed from float values"]
 
 

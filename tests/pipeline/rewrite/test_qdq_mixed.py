@@ -109,11 +109,13 @@ def test_a_mixture_computes_what_its_layers_do_alone(model: ir.Model) -> None:
 
 
 def test_a_rescaled_tensor_holds_all_that_was_seen_in_another_format(model: ir.Model) -> None:
-    placement = place(model, forms={"tail": FP8})
-    channels = {"u": Channels(scale=(2.0,) * 16, amax=1.5, largest=4.0)}
+    """Channels that the layer before is scaled by are scaled for all that read them."""
+    placement = place(model, forms={"right": FP8})
+    channels = {"r": Channels(scale=(2.0,) * 16, amax=1.5, largest=4.0)}
     made = quantize(model, placement, replace(ranges_of(placement), channels=channels))
     nodes = {node.name: node for node in made.graph}
-    assert scale_of(nodes["tail"], 0) == pytest.approx(4.0 / 448)
+    assert scale_of(nodes["left"], 0) == pytest.approx(1.5 / 127)
+    assert scale_of(nodes["right"], 0) == pytest.approx(4.0 / 448)
 
 
 def test_neighbours_in_different_formats_run_in_theirs(
