@@ -20,8 +20,8 @@ _TOOLS = {
     "trtq-quick": ("trtq --effort quick", "quick"),
     "trtq-balanced": ("trtq", "trtq"),
     "trtq-thorough": ("trtq --effort thorough", "thorough"),
-    "modelopt-entropy": ("nvidia-modelopt, quantizing alone", "modelopt"),
-    "ort-entropy": ("ONNX Runtime, quantizing alone", "ort"),
+    "modelopt-entropy": ("nvidia-modelopt, quantization only", "modelopt"),
+    "ort-entropy": ("ONNX Runtime, quantization only", "ort"),
 }
 _STYLE = """
 text{font:12px system-ui,sans-serif;fill:#24292f}.small{font-size:10px}.head{font-weight:600}
@@ -71,7 +71,7 @@ def draw(result: Mapping[str, Any]) -> str:
 
 def _describe(result: Mapping[str, Any]) -> str:
     samples, machine = result["samples"], result["machine"]["cpu"]
-    return f"{result['date']}, {samples} samples, {machine}; a build of trtq includes engine and comparison"
+    return f"{result['date']}, {samples} samples, {machine}; a trtq build includes engine and comparison"
 
 
 def _draw_legend(tools: Sequence[str]) -> Iterator[str]:

@@ -101,7 +101,7 @@ def test_the_time_and_memory_are_those_of_the_results() -> None:
 def test_the_processor_time_of_calibration_is_that_of_the_results() -> None:
     found = json.loads((ROOT / "benchmarks" / "results" / "calibration-2026-11-29.json").read_bytes())
     known = {(item["model"], item["tool"]): item for item in found["medians"]}
-    start = MEASURED.index("| processor time of calibration,")
+    start = MEASURED.index("| CPU time of calibration,")
     table = rows(MEASURED[start : MEASURED.index("## Time of a whole build")])[1:]
     assert {CALIBRATED[name] for name, *_ in table} == {item["model"] for item in found["medians"]}
     for name, plain, ratio in table:

@@ -25,10 +25,7 @@ from trtq.pipeline.engine.kernels import Kernel
 from trtq.pipeline.graph.carried import ModelFile
 from trtq.temporary import open_temporary_folder
 
-_REASON = (
-    "ONNX Runtime has kernels for INT8 alone, and only where the output of the layer is quantized too; "
-    "these Q/DQ pairs are placed for TensorRT, where that costs speed"
-)
+_REASON = "ONNX Runtime has only INT8 kernels, and uses them only if the output of the layer is quantized too"
 _QUANTIZED = ("QLinear", "QGemm", "MatMulInteger", "DynamicQuantizeMatMul", "ConvInteger", "QAttention")
 
 _AS_USERS = SessionOptions(fuses_qdq=True)
