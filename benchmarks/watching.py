@@ -31,6 +31,7 @@ from tools import MODELS, models
 import trtq
 from trtq.calibrators import observe, survey
 from trtq.calibrators.accumulator import Accumulator
+from trtq.calibrators.channels import ChannelTally
 from trtq.calibrators.guard import create_guard
 from trtq.calibrators.plan import plan_passes
 from trtq.calibrators.taps import TapsOpener, open_taps
@@ -149,7 +150,8 @@ def begin(subject: CalibrationSetup, *, is_blind: bool) -> Pass:
         return open_taps(model, tensors, guard.watched, engine, guard.doubtful)
 
     taps = observe._GuardedTaps(open_guarded, guard, may_widen=True)
-    observer = observe._Observer(model, TapsOpener(model), guard, plan, seen, observe.PassControl())
+    tally, control = ChannelTally(), observe.PassControl()
+    observer = observe._Observer(model, TapsOpener(model), guard, plan, seen, tally, control)
     taken = time.process_time() - start
     parts = list(islice(observer._split(iter(batches), float("inf")), 64))
 
