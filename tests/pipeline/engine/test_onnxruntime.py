@@ -62,7 +62,7 @@ def test_a_layer_with_a_float_output_runs_in_float_and_the_reason_is_told(
     assert (result.layers_quantized, result.num_realized) == (1, 0)
     (fallback,) = result.fallbacks
     assert (fallback.node, fallback.runs_as) == ("layer", "Float")
-    assert "only where the output of the layer is quantized too" in fallback.reason
+    assert "only if the output of the layer is quantized too" in fallback.reason
 
 
 def test_the_model_stays_as_it_is_and_nothing_is_left_beside_it(path_of: Callable[..., Path]) -> None:
