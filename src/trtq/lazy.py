@@ -46,6 +46,8 @@ def defer(*modules: str) -> None:
 
     For what a library imports and hardly ever uses. It is for processes of our own: what else they import
     finds the same modules, only later. Modules that are imported already, or not installed, stay as they are.
+    `importlib.util.LazyLoader` would not do: it runs a module at its second import, which looks at its
+    `__spec__`, and onnx-ir imports sympy in several places.
 
     Args:
         modules: Their full names. `import a.b` runs a deferred `a` first.

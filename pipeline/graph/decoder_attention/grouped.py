@@ -18,6 +18,7 @@ from trtq.pipeline.graph.decoder_attention.parts import (
     join_heads,
     list_positions,
     mask,
+    read_input,
     score,
     split_heads,
 )
@@ -46,7 +47,7 @@ def unfold(edit: GraphEditor, node: ir.Node) -> None:
     assert query is not None
     write = Writer(edit, node, query.dtype or ir.DataType.FLOAT)
     _refuse_unknown(write)
-    past_key, past_value, lengths = _input(node, 3), _input(node, 4), _input(node, 5)
+    past_key, past_value, lengths = (read_input(node, place) for place in (3, 4, 5))
     count, shared = node.attributes.get_int("num_heads", 0), node.attributes.get_int("kv_num_heads", 0)
     if count < 1 or shared < 1 or count % shared:
         raise NoPlainFormError(f"{count} heads that share {shared} keys")
@@ -55,12 +56,12 @@ def unfold(edit: GraphEditor, node: ir.Node) -> None:
     if node.attributes.get_int("do_rotary", 0):
         queries, keys = (_rotate(write, item, new, word) for item, word in ((queries, "q"), (keys, "k")))
     scaled = write.add("Mul", [queries, write.number(_find_scale(write, count, shared))], "scaled")
-    presents = [node.outputs[place] if len(node.outputs) > place else None for place in (1, 2)]
+    presents = write.find_presents()
     keys = grow(write, past_key, keys, presents[0], "present_key")
     values = grow(write, past_value, values, presents[1], "present_value")
     heads = Heads(scaled, keys, values, count, shared)
     scores = score(write, heads, node.attributes.get_float("softcap", 0.0))
-    if (bias := _input(node, 10)) is not None:
+    if (bias := read_input(write.node, 10)) is not None:
         scores = write.add("Add", [scores, bias], "biased")
     seen = find_causal(write, new, places, node.attributes.get_int("local_window_size", -1))
     scores = mask(write, scores, seen, "masked")
@@ -69,9 +70,7 @@ def unfold(edit: GraphEditor, node: ir.Node) -> None:
     result = join_heads(
         write, attend(write, heads, write.add("Softmax", [scores], "softmax", axis=-1)), "out"
     )
-    edit.replace(node.outputs[0], result, rename="")
-    edit.remove(node)
-    result.producer().name = node.name  # type: ignore[union-attr]
+    write.finish(result)
 
 
 def _refuse_unknown(write: Writer) -> None:
@@ -80,26 +79,21 @@ def _refuse_unknown(write: Writer) -> None:
         if name in node.attributes and node.attributes[name].value not in (0, "NONE"):
             raise NoPlainFormError(f"{name} = {node.attributes[name].value}")
     for place, what in ((_SINK, "a head_sink"), (_KEY_SCALE, "codes in its cache"), (_VALUE_SCALE, "codes")):
-        if _input(node, place) is not None:
+        if read_input(write.node, place) is not None:
             raise NoPlainFormError(what)
-    if len(node.outputs) > 3 and (node.outputs[3].uses() or node.outputs[3].is_graph_output()):
-        raise NoPlainFormError("its scores as an output")
-
-
-def _input(node: ir.Node, place: int) -> ir.Value | None:
-    return node.inputs[place] if len(node.inputs) > place else None
+    write.refuse_scores()
 
 
 def _find_width(write: Writer, count: int, shared: int) -> int:
     """Returns the size of a head, by the cache or by the query."""
-    past, query = _input(write.node, 3), write.node.inputs[0]
+    past, query = read_input(write.node, 3), write.node.inputs[0]
     assert query is not None
     if past is not None and past.shape is not None and isinstance(past.shape[-1], int):
         return past.shape[-1]
     width = None if query.shape is None else query.shape[-1]
     if not isinstance(width, int):
         raise NoPlainFormError("heads of unknown size")
-    return width // (count if _input(write.node, 1) is not None else count + 2 * shared)
+    return width // (count if read_input(write.node, 1) is not None else count + 2 * shared)
 
 
 def _find_scale(write: Writer, count: int, shared: int) -> float:
@@ -109,7 +103,7 @@ def _find_scale(write: Writer, count: int, shared: int) -> float:
 
 def _part(write: Writer, query: ir.Value, count: int, shared: int) -> tuple[ir.Value, ir.Value, ir.Value]:
     """Returns query, key and value by heads, out of one packed value where they come so."""
-    key, value = _input(write.node, 1), _input(write.node, 2)
+    key, value = read_input(write.node, 1), read_input(write.node, 2)
     if key is None or value is None:
         width = _find_width(write, count, shared)
         ends = np.cumsum([0, count * width, shared * width, shared * width])
@@ -128,8 +122,8 @@ def _part(write: Writer, query: ir.Value, count: int, shared: int) -> tuple[ir.V
 
 def _rotate(write: Writer, value: ir.Value, new: ir.Value, word: str) -> ir.Value:
     """Returns heads turned by the angles of their positions (RoFormer, arXiv 2104.09864)."""
-    node, given = write.node, _input(write.node, 9)
-    tables = [_input(node, place) for place in (7, 8)]
+    node, given = write.node, read_input(write.node, 9)
+    tables = [read_input(write.node, place) for place in (7, 8)]
     shape = None if tables[0] is None else tables[0].shape
     half = None if shape is None else shape[-1]
     if not isinstance(half, int):

@@ -39,6 +39,24 @@ class Writer:
             op_type, values, attributes, like=ir.Value(), output=both, name=both, before=self.node
         )
 
+    def find_presents(self) -> list[ir.Value | None]:
+        """Returns the outputs that hold the new key and the new value, those that the node has."""
+        return [self.node.outputs[place] if len(self.node.outputs) > place else None for place in (1, 2)]
+
+    def refuse_scores(self) -> None:
+        """Raises NoPlainFormError if something reads the scores, the last output."""
+        scores = self.node.outputs[3] if len(self.node.outputs) > 3 else None
+        if scores is not None and (scores.uses() or scores.is_graph_output()):
+            raise NoPlainFormError("its scores as an output")
+
+    def finish(self, result: ir.Value) -> None:
+        """Puts the result in the place of the node's first output; the node that makes it gets its name."""
+        self.edit.replace(self.node.outputs[0], result, rename="")
+        self.edit.remove(self.node)
+        maker = result.producer()
+        assert maker is not None
+        maker.name = self.node.name
+
     def number(self, value: float) -> np.ndarray[Any, Any]:
         """Returns a number of the dtype that attention computes in."""
         return np.array(value, self.dtype.numpy())
@@ -61,6 +79,11 @@ class Heads:
     value: ir.Value
     num_queries: int
     num_keys: int
+
+
+def read_input(node: ir.Node, place: int) -> ir.Value | None:
+    """Returns an input of a node; None if it has none there."""
+    return node.inputs[place] if len(node.inputs) > place else None
 
 
 def integers(*values: int) -> np.ndarray[Any, Any]:

@@ -17,6 +17,7 @@ from trtq.pipeline.graph.decoder_attention.parts import (
     join_heads,
     list_positions,
     mask,
+    read_input,
     score,
     split_heads,
 )
@@ -30,7 +31,7 @@ def is_meant(node: ir.Node) -> bool:
     if node.op_type != "Attention" or node.domain not in ("", "ai.onnx"):
         return False
     outputs = (value for value in node.outputs[1:3] if value.uses() or value.is_graph_output())
-    return _input(node, _PAST_KEY) is not None or any(outputs)
+    return read_input(node, _PAST_KEY) is not None or any(outputs)
 
 
 def unfold(edit: GraphEditor, node: ir.Node) -> None:
@@ -39,15 +40,14 @@ def unfold(edit: GraphEditor, node: ir.Node) -> None:
     Raises:
         NoPlainFormError: It does what the plain nodes do not.
     """
-    query, key, value = (_input(node, place) for place in range(3))
+    query, key, value = (read_input(node, place) for place in range(3))
     assert query is not None
     assert key is not None
     assert value is not None
     write = Writer(edit, node, query.dtype or ir.DataType.FLOAT)
-    if _input(node, _NONPAD) is not None:
+    if read_input(node, _NONPAD) is not None:
         raise NoPlainFormError("nonpad_kv_seqlen beside a cache")
-    if len(node.outputs) > 3 and (node.outputs[3].uses() or node.outputs[3].is_graph_output()):
-        raise NoPlainFormError("its scores as an output")
+    write.refuse_scores()
     counts = _count_heads(write, query, key)
     if query.shape is not None and len(query.shape) == 4:
         queries, keys, values = query, key, value
@@ -56,12 +56,12 @@ def unfold(edit: GraphEditor, node: ir.Node) -> None:
             (query, key, value), (counts[0], counts[1], counts[1]), ("query", "key", "value"), strict=True
         )
         queries, keys, values = (split_heads(write, item, count, word) for item, count, word in parts)
-    past_key, past_value = _input(node, _PAST_KEY), _input(node, _PAST_VALUE)
+    past_key, past_value = read_input(node, _PAST_KEY), read_input(node, _PAST_VALUE)
     new, places = list_positions(write, past_key, keys)
     scaled = write.add(
         "Mul", [queries, write.number(_find_scale(write, query, past_key, counts[0]))], "scaled"
     )
-    presents = [node.outputs[place] if len(node.outputs) > place else None for place in (1, 2)]
+    presents = write.find_presents()
     keys = grow(write, past_key, keys, presents[0], "present_key")
     values = grow(write, past_value, values, presents[1], "present_value")
     heads = Heads(scaled, keys, values, *counts)
@@ -69,13 +69,7 @@ def unfold(edit: GraphEditor, node: ir.Node) -> None:
     result = attend(write, heads, probabilities)
     if len(query.shape or ()) != 4:
         result = join_heads(write, result, "out")
-    edit.replace(node.outputs[0], result, rename="")
-    edit.remove(node)
-    result.producer().name = node.name  # type: ignore[union-attr]
-
-
-def _input(node: ir.Node, place: int) -> ir.Value | None:
-    return node.inputs[place] if len(node.inputs) > place else None
+    write.finish(result)
 
 
 def _count_heads(write: Writer, query: ir.Value, key: ir.Value | None) -> tuple[int, int]:
@@ -106,7 +100,7 @@ def _find_scale(write: Writer, query: ir.Value, past: ir.Value | None, count: in
 
 def _weigh(write: Writer, scores: ir.Value, new: ir.Value, places: ir.Value) -> ir.Value:
     """Returns the probabilities; those of a place that sees nothing are 0."""
-    node, given = write.node, _input(write.node, _MASK)
+    node, given = write.node, read_input(write.node, _MASK)
     seen = find_causal(write, new, places) if node.attributes.get_int("is_causal", 0) else None
     if given is not None and given.dtype is ir.DataType.BOOL:
         seen = given if seen is None else write.add("And", [given, seen], "seen_of_mask")

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from spoiled import POISONED, weights
 
 from trtq.pipeline.deliver.report import Report, read_report
 
@@ -34,3 +35,8 @@ def random_model(path_of: Callable[..., Path]) -> Callable[..., Path]:
         return path
 
     return write
+
+
+@pytest.fixture
+def poisoned(path_of: Callable[..., Path]) -> Path:
+    return path_of(POISONED, **weights(spread=300.0))
