@@ -21,8 +21,8 @@ class FrugalSession:
     """A session for several that take turns: what a run needed is given back at its end.
 
     ONNX Runtime keeps the memory of a session's largest run otherwise, so that seven sessions that are open
-    hold it seven times though one or two run. Three of PP-OCRv4's detector hold 0.1 GB so, and not 1.1 GB.
-    All runs but the first take up to a third longer, as the memory is asked for again.
+    hold it seven times though one or two run. All runs but the first take longer, as the memory is asked for
+    again.
 
     Attributes:
         session: What runs; on the CPU.
