@@ -26,8 +26,10 @@ demo: $(VENV)/.runtime
 test: $(VENV)/.dev
 	$(MAKE) --jobs=2 lint pytest
 
+# Freed memory stays with the process: TensorRT asks for a hundred MB a build, and getting them takes half its time.
 pytest: $(VENV)/.dev
-	$(BIN)/pytest --cov --numprocesses $(JOBS) --dist worksteal
+	MALLOC_MMAP_THRESHOLD_=1000000000 MALLOC_TRIM_THRESHOLD_=1000000000 \
+		$(BIN)/pytest --cov --numprocesses $(JOBS) --dist worksteal
 
 # On a real Ray cluster of several nodes, which the tests start on this machine and end.
 test-ray: $(VENV)/.dev
@@ -70,7 +72,8 @@ lint: $(VENV)/.dev
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
-PIP_INSTALL := $(BIN)/python -m pip install --quiet
+# Modules are compiled when they are first imported, which is few of them.
+PIP_INSTALL := $(BIN)/python -m pip install --quiet --no-compile
 SOURCES := $(BIN)/python pyproject.toml setup.py calibrators/kernel.c calibrators/blocks.c
 
 $(VENV)/.runtime: $(SOURCES)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import gc
 import os
 import shutil
 from pathlib import Path
@@ -57,6 +58,11 @@ def pytest_collection_modifyitems(items: Sequence[pytest.Item]) -> None:
         is_whole = any(item.path.is_relative_to(folder) for folder in _WHOLE)
         if is_whole or item.get_closest_marker("slow"):
             item.add_marker("no_cover")
+
+
+def pytest_collection_finish() -> None:
+    """Has the garbage collector leave out what collecting made, which stays until the end."""
+    gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)
