@@ -71,7 +71,7 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 PIP_INSTALL := $(BIN)/python -m pip install --quiet
-SOURCES := $(BIN)/python pyproject.toml setup.py calibrators/kernel.c calibrators/blocks.c
+SOURCES := $(BIN)/python pyproject.toml setup.py $(wildcard calibrators/*.[ch])
 
 $(VENV)/.runtime: $(SOURCES)
 	$(PIP_INSTALL) --editable ".[rtx]"

@@ -99,8 +99,7 @@ def fill_parts(
     values, scales = codes
     if form == "bnb4":
         ours, theirs = _as_bitsandbytes(values, scales, weight)
-        content = (swap_nibbles(pack_nibbles(ours)), theirs)
-        return tuple(as_tensor(array, part) for array, part in zip(content, parts, strict=True))
+        return as_tensor(swap_nibbles(pack_nibbles(ours)), parts[0]), as_tensor(theirs, parts[1])
     finished = finish_codes(form, parts[0].dtype)(values)
     return as_tensor(finished, parts[0]), *fill_scales(scales, weight, parts[1:], form)
 
