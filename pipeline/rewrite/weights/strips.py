@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import partial
+from functools import partial, reduce
 from typing import Any
 
 import numpy as np
@@ -71,7 +71,7 @@ def iterate_codes(
 def _find_shared(tensor: ir.TensorProtocol, encoding: Encoding, rows: int) -> NDArray[np.float32]:
     """Returns the largest magnitudes of what all rows share the scales of."""
     parts = (find_largest(values, encoding.granularity) for _, values in iterate_rows(tensor, rows))
-    return np.asarray(np.maximum.reduce(list(parts)))
+    return reduce(np.maximum, parts)
 
 
 def _split(values: NDArray[Any], encoding: Encoding) -> NDArray[Any]:
