@@ -14,7 +14,7 @@ from trtq.calibrators.kernel import load_function
 from trtq.pipeline.formats.blocks import iterate_pieces
 from trtq.pipeline.formats.rounding import describe_blocks
 
-_PER_CLIP = np.array([30, 32, 33, 34, 35, 36, 37, 38, 39, 41, 43, 45, 47, 49, 51, 53], np.int16)
+_PER_CLIP = np.arange(32, 54, dtype=np.int16)
 CLIPS = np.float32(32) / _PER_CLIP
 """Shares of amax / 7 that are tried; those near 7/8 use the code -8 where the largest value is negative."""
 _LOWEST, _LARGEST, _LARGEST_BLOCK = -8, 7, 256
