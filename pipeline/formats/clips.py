@@ -15,13 +15,14 @@ from trtq.pipeline.formats.blocks import iterate_pieces
 from trtq.pipeline.formats.rounding import describe_blocks
 
 _PER_CLIP = np.arange(32, 54, dtype=np.int16)
+"""For each clip, what makes codes of steps, in 32nds: whole numbers, so that processors multiply 16 bits."""
 CLIPS = np.float32(32) / _PER_CLIP
 """Shares of amax / 7 that are tried; those near 7/8 use the code -8 where the largest value is negative."""
 _LOWEST, _LARGEST, _LARGEST_BLOCK = -8, 7, 256
 _UNIT = np.float32(1 << 10)
 """Parts of a step that are counted: 256 values times a code are less than 2**24, so their sums are exact."""
 _TO_CODES = np.float32(1 << 15)
-"""So many times smaller are codes than these parts times `_PER_CLIP`: processors divide 16 bits by it."""
+"""Codes are so many times smaller than these parts times `_PER_CLIP`."""
 
 Search = Callable[[NDArray[Any], NDArray[np.float32]], NDArray[np.float32]]
 """From values (outer, block, inner), and what makes steps of them (outer, inner), to the best scales."""
