@@ -74,7 +74,7 @@ $(BIN)/python:
 
 # Modules are compiled when they are first imported, which is few of them.
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --no-compile
-SOURCES := $(BIN)/python pyproject.toml setup.py calibrators/kernel.c calibrators/blocks.c
+SOURCES := $(BIN)/python pyproject.toml setup.py $(wildcard calibrators/*.[ch])
 
 $(VENV)/.runtime: $(SOURCES)
 	$(PIP_INSTALL) --editable ".[rtx]"

@@ -28,7 +28,8 @@ LAYOUT_SHA512 = "X4aUTwOReZvthaZWOVHqlJ52/ZdhZFEM4+Lh/uR4XooUSLE6p71bcy7MPGzYnNU
 
 KERNEL = Extension(
     "trtq.calibrators.kernel_c",
-    ["src/trtq/calibrators/kernel.c", "src/trtq/calibrators/blocks.c"],
+    [f"src/trtq/calibrators/{name}.c" for name in ("kernel", "blocks", "clips")],
+    depends=["src/trtq/calibrators/values.h"],
     extra_compile_args=["-O3", "-ffp-contract=off"],  # numpy rounds each product
     optional=True,  # without a compiler the installation goes on, and numpy does it, some seven times slower
 )

@@ -14,11 +14,15 @@ from trtq.calibrators.kernel import load_function
 from trtq.pipeline.formats.blocks import iterate_pieces
 from trtq.pipeline.formats.rounding import describe_blocks
 
-CLIPS = np.linspace(1.0, 0.6, 12, dtype=np.float32)
+_PER_CLIP = np.arange(32, 54, dtype=np.int16)
+"""For each clip, what makes codes of steps, in 32nds: whole numbers, so that processors multiply 16 bits."""
+CLIPS = np.float32(32) / _PER_CLIP
 """Shares of amax / 7 that are tried; those near 7/8 use the code -8 where the largest value is negative."""
 _LOWEST, _LARGEST, _LARGEST_BLOCK = -8, 7, 256
 _UNIT = np.float32(1 << 10)
 """Parts of a step that are counted: 256 values times a code are less than 2**24, so their sums are exact."""
+_TO_CODES = np.float32(1 << 15)
+"""Codes are so many times smaller than these parts times `_PER_CLIP`."""
 
 Search = Callable[[NDArray[Any], NDArray[np.float32]], NDArray[np.float32]]
 """From values (outer, block, inner), and what makes steps of them (outer, inner), to the best scales."""
@@ -32,7 +36,7 @@ def choose_search() -> Search:
 def search_with_numpy(
     values: NDArray[Any], units: NDArray[np.float32], importance: NDArray[np.float32] | None = None
 ) -> NDArray[np.float32]:
-    """Does what `trtq_search_blocks` of blocks.c does, some ten times slower, and takes an importance.
+    """Does what `trtq_search_clips` of clips.c does, some ten times slower, and takes an importance.
 
     For the codes q that a clip gives the steps x, the best scale is qx / qq, which explains (qx)^2 / qq of
     their squares.
@@ -58,9 +62,9 @@ def _search(steps: NDArray[np.float32], importance: NDArray[np.float32] | None) 
     best = np.ones((steps.shape[0], steps.shape[2]), np.float32)
     most = np.full_like(best, -1)
     codes = np.empty_like(steps)
-    for clip in CLIPS:
-        np.multiply(steps, np.float32(1) / clip, out=codes)
-        np.rint(codes, out=codes)
+    for per_clip in _PER_CLIP:
+        np.multiply(counted, per_clip / _TO_CODES, out=codes)  # exact: less than 2**24 / 2**15
+        np.floor(np.add(codes, np.float32(0.5), out=codes), out=codes)
         np.clip(codes, _LOWEST, _LARGEST, out=codes)
         weighed = codes if importance is None else codes * importance
         product = np.einsum("obi,obi->oi", weighed, counted) / _UNIT
@@ -76,19 +80,18 @@ def _search(steps: NDArray[np.float32], importance: NDArray[np.float32] | None) 
 @cache
 def _load_compiled() -> Search | None:
     """Returns the compiled search; None if the installation had no compiler, or it cannot be loaded."""
-    function = load_function("trtq_search_blocks")
+    function = load_function("trtq_search_clips")
     if function is None:
         return None
     pointer, size = ctypes.c_void_p, ctypes.c_size_t
     function.argtypes = [pointer, ctypes.c_int32, *(size,) * 5, pointer, pointer, size, pointer]
-    inverses = np.float32(1) / CLIPS
 
     def search(values: NDArray[Any], units: NDArray[np.float32]) -> NDArray[np.float32]:
         blocks = describe_blocks(values)
         if blocks is None or values.shape[1] > _LARGEST_BLOCK:
             return search_with_numpy(values, units)
         own, best = np.ascontiguousarray(units, np.float32), np.ones(units.shape, np.float32)
-        how = (inverses.ctypes.data, inverses.size, best.ctypes.data)
+        how = (_PER_CLIP.ctypes.data, _PER_CLIP.size, best.ctypes.data)
         function(*blocks, own.ctypes.data, *how)
         return best
 

@@ -69,7 +69,6 @@ class CodeFormat(Format):
         granularity: Granularity,
         dtype: str = "float32",
         method: str = "rtn",
-        amax: NDArray[np.float32] | None = None,
     ) -> Codes:
         """Returns codes and scales of a weight.
 
@@ -78,7 +77,6 @@ class CodeFormat(Format):
             granularity: Which of them share a scale.
             dtype: Which the scales must survive: "float32", "float16" or "bfloat16".
             method: One of `methods`; those that take data are "mse" here.
-            amax: The largest magnitude of each channel, where more is known of it than these values.
         """
         if values.dtype == np.float64:
             values = values.astype(np.float32)
@@ -87,7 +85,7 @@ class CodeFormat(Format):
             scales = spread = self.block_scales(view, dtype, method)
         else:
             view = split_channels(values, granularity)
-            scales = self.scales_of(find_largest(values, granularity) if amax is None else amax, dtype)
+            scales = self.scales_of(find_largest(values, granularity), dtype)
             spread = np.resize(scales, (view.shape[0], view.shape[2]))  # repeated as often as channels come
         codes = self.codes_of_blocks(view, spread)
         return codes.reshape(values.shape), scales.reshape(granularity.scales_shape(values.shape))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import ml_dtypes
@@ -20,13 +21,17 @@ class FloatFormat(Format):
     smallest_scale: float
 
     def round_up(self, numbers: NDArray[Any]) -> NDArray[Any]:
-        """Returns the numbers in this format, none smaller than it was; they are at most the largest one."""
+        """Returns the numbers in this format, none smaller than it was.
+
+        Args:
+            numbers: Any float dtype, none negative or larger than the largest one.
+        """
         rounded = numbers.astype(self.array_dtype)
         if numbers.dtype == self.array_dtype:
             return rounded
-        with np.errstate(over="ignore"):  # above the largest number, which is then not taken
-            above = np.nextafter(rounded, np.asarray(np.inf, self.array_dtype))
-        return np.where(rounded.astype(numbers.dtype) < numbers, above, rounded).astype(self.array_dtype)
+        is_lower = rounded.astype(numbers.dtype) < numbers
+        bits = rounded.view(f"i{rounded.itemsize}")  # those of the next number are larger by one
+        return np.asarray(bits + is_lower).view(self.array_dtype)
 
 
 FP32 = FloatFormat(
@@ -71,10 +76,14 @@ def round_scales_up(
     return form.round_up(np.clip(scales, np.float32(form.smallest_scale), most)).astype(np.float32)
 
 
+@cache
 def find_most(dtype: str, largest: float) -> NDArray[np.float32]:
-    """Returns the largest scale of a dtype with which a code of this magnitude is a number of it."""
+    """Returns the largest scale of a dtype with which a code of this magnitude is a number of it: ()."""
     form = BY_DTYPE[dtype]
-    return np.asarray(-form.round_up(np.asarray(-form.largest / largest)).astype(np.float32))  # rounded down
+    wanted = np.asarray(form.largest / largest)
+    above = form.round_up(wanted)
+    held = np.where(above.astype(np.float64) > wanted, np.nextafter(above, np.zeros_like(above)), above)
+    return np.asarray(held, np.float32)
 
 
 def convert_scales(scales: NDArray[np.float64] | np.float64, dtype: str) -> NDArray[Any]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from trtq.errors import ModelError
 from trtq.models.session import open_session, run
 from trtq.numbers import format_count
 from trtq.pipeline.graph.edit import GraphEditor, list_bodies
@@ -44,6 +45,9 @@ def fold_constants(model: ir.Model) -> Iterator[str]:
 
     Values that would grow the model (a broadcast constant) stay computed, and so does what has a body or no
     numpy dtype (bfloat16). `Shape` of a tensor whose shape is known counts as a constant.
+
+    Raises:
+        ModelError: A node cannot be computed, such as one that reads behind the end of a table.
     """
     edit = GraphEditor(model)
     num_shapes = _fold_shapes(edit)
@@ -54,13 +58,48 @@ def fold_constants(model: ir.Model) -> Iterator[str]:
     made = [value for node in foldable for value in node.outputs]
     frontier = [value for value in made if any(user not in foldable for user in value.consumers())]
     if frontier:
-        part = ir.Model(ir.convenience.extract(model.graph, [], frontier), ir_version=model.ir_version)
-        arrays = run(open_session(part, optimize=False), [str(value.name) for value in frontier], {})
+        try:
+            arrays = _compute(model, frontier)
+        except ModelError:
+            _refuse_short_table(model, foldable)
+            raise
         for value, array in zip(frontier, arrays, strict=True):
             edit.replace(value, edit.add_constant(f"{value.name}_folded", array))
     edit.remove(list(foldable))
     if num_shapes + len(foldable):
         yield f"folded {format_count(num_shapes + len(foldable), 'node')} that depend on no input"
+
+
+def _compute(model: ir.Model, values: Sequence[ir.Value]) -> list[NDArray[Any]]:
+    """Returns values that depend on no input."""
+    part = ir.Model(ir.convenience.extract(model.graph, [], values), ir_version=model.ir_version)
+    return run(open_session(part, optimize=False), [str(value.name) for value in values], {})
+
+
+def _refuse_short_table(model: ir.Model, foldable: Collection[ir.Node]) -> None:
+    """Refuses a model of which a node looks up what its table does not have, as rotary angles do by position.
+
+    Args:
+        model: The model.
+        foldable: Nodes that depend on no input, in the order of the graph.
+
+    Raises:
+        ModelError: So it is.
+    """
+    for node in (node for node in foldable if node.op_type == "Gather"):
+        table, places = node.inputs[:2]
+        size, axis = _static_shape(table) or (), node.attributes.get_int("axis", 0)
+        if table is None or places is None or not -len(size) <= axis < len(size):
+            continue
+        length = size[axis]
+        found = read_constant(places) if places.is_initializer() else _compute(model, [places])[0]
+        if found.size and (found.max() >= length or found.min() < -length):
+            entry = found.max() if found.max() >= length else found.min()
+            raise ModelError(
+                f"node {node.name!r} reads entry {entry} of {table.name!r}, which has {length}; if these are "
+                f"positions, the model takes {length} at the most: choose smaller sizes (--past plus --new, "
+                f"or --seq), or export it with a longer table"
+            ) from None
 
 
 def _fold_shapes(edit: GraphEditor) -> int:

@@ -131,3 +131,26 @@ def test_a_pattern_that_is_none_is_a_usage_error(product: Path) -> None:
 
 def test_a_model_and_a_count_are_too_much(product: Path) -> None:
     assert trtq("plan", product, "--params", "1B").exit_code == 2
+
+
+def test_more_positions_than_the_rotary_table_has_are_refused(tmp_path: Path) -> None:
+    model = onnx.parser.parse_model("""<ir_version: 10, opset_import: ["": 18, "com.microsoft": 1]>
+    g (float[B,S,128] q, float[B,S,64] k, float[B,S,64] v, int32[B] last, int32 total,
+       float[B,2,P,32] past_key, float[B,2,P,32] past_value)
+      => (float[B,S,128] y, float[B,2,T,32] present_key, float[B,2,T,32] present_value) {
+      [attention] y, present_key, present_value = com.microsoft.GroupQueryAttention
+        <num_heads = 4, kv_num_heads = 2, do_rotary = 1>
+        (q, k, v, past_key, past_value, last, total, cos, sin)
+    }""")
+    table = np.ones((64, 16), np.float32)
+    model.graph.initializer.extend(onnx.numpy_helper.from_array(table, name) for name in ("cos", "sin"))
+    onnx.save(model, path := tmp_path / "decoder.onnx")
+    assert trtq("plan", path, "--past", "63", "--new", "1").exit_code == 0
+    result = trtq("plan", path, "--past", "63", "--new", "2")
+    assert (result.exit_code, result.stdout, result.stderr) == (
+        2,
+        "",
+        "error: node 'attention/q_cos' reads entry 64 of 'cos', which has 64; if these are positions, the "
+        "model takes 64 at the most: choose smaller sizes (--past plus --new, or --seq), or export it with a "
+        "longer table\n",
+    )

@@ -20,6 +20,9 @@ _LEAST_GAIN = 0.1
 """The share of the noise that a rotation must save, half a decibel: less may be none in the outputs."""
 _MOST_VECTORS = 128
 """Of a weight, that are looked at; one is like another."""
+_MOST_WEIGHTS = 32
+"""That are looked at, drawn at random: a large model is not read a second time for a hint."""
+_Rotated = tuple[Constant, NDArray[np.float32] | None, Encoding]
 
 
 def measure_gain(model: ir.Model, chosen: Sequence[ChosenWeight], dtype: str) -> float | None:
@@ -27,25 +30,45 @@ def measure_gain(model: ir.Model, chosen: Sequence[ChosenWeight], dtype: str) ->
 
     It is that of the nearest codes in what each weight makes of an input whose elements are alike and
     independent before the scale of the norm, relative to the power, in the mean of the weights that are
-    rotated. None: there are none, or less than a tenth is saved.
+    rotated, or of 32 of them. None: there are none, or less than a tenth is saved.
 
     Args:
         model: The float graph.
         chosen: Its weights of few bits.
         dtype: Which the scales must survive.
     """
-    encodings = {weight.tensor: weight.encoding for weight in chosen}
     plain, turned = [], []
-    for constant, scale in _list_folded(find_streams(model.graph)):
-        encoding = encodings.get(str(constant.value.name))
-        if encoding is not None and isinstance(encoding.granularity, PerBlock):
-            values = _sample(constant, encoding.granularity)
-            rotated = turn_axis(values, constant.axis, scale)
-            plain.append(_lose(values, encoding, dtype, constant.axis, scale))
-            turned.append(_lose(rotated, encoding, dtype, constant.axis, None))
+    for constant, scale, encoding in _draw(_list_rotated(model, chosen)):
+        assert isinstance(encoding.granularity, PerBlock)
+        values = _sample(constant, encoding.granularity)
+        rotated = turn_axis(values, constant.axis, scale)
+        plain.append(_lose(values, encoding, dtype, constant.axis, scale))
+        turned.append(_lose(rotated, encoding, dtype, constant.axis, None))
     if not plain or sum(turned) > (1 - _LEAST_GAIN) * sum(plain):
         return None
     return float(sum(plain) / max(sum(turned), 1e-12))
+
+
+def _list_rotated(model: ir.Model, chosen: Sequence[ChosenWeight]) -> list[_Rotated]:
+    """Returns the weights of blocks that are rotated, with the scales that are folded into them before."""
+    encodings = {weight.tensor: weight.encoding for weight in chosen}
+    found = (
+        (constant, scale, encodings.get(str(constant.value.name)))
+        for constant, scale in _list_folded(find_streams(model.graph))
+    )
+    return [
+        (constant, scale, encoding)
+        for constant, scale, encoding in found
+        if encoding is not None and isinstance(encoding.granularity, PerBlock)
+    ]
+
+
+def _draw(rotated: Sequence[_Rotated]) -> list[_Rotated]:
+    """Returns all, or as many as are looked at, in their order; the same are drawn each time."""
+    if len(rotated) <= _MOST_WEIGHTS:
+        return list(rotated)
+    drawn = np.random.default_rng(0).choice(len(rotated), _MOST_WEIGHTS, replace=False)
+    return [rotated[index] for index in sorted(drawn)]
 
 
 def _list_folded(streams: Sequence[Stream]) -> Iterator[tuple[Constant, NDArray[np.float32] | None]]:

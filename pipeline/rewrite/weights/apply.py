@@ -22,8 +22,9 @@ from trtq.pipeline.rewrite.weights.forms import (
     add_lookup,
     add_matmul_bnb4,
 )
-from trtq.pipeline.rewrite.weights.layout import Form, Part, choose_form, fill_parts, finish_codes, plan_parts
-from trtq.pipeline.rewrite.weights.strips import can_strip, encode_strips
+from trtq.pipeline.rewrite.weights.layout import Form, Part, choose_form, fill_parts, plan_parts
+from trtq.pipeline.rewrite.weights.streamed import stream_weight
+from trtq.pipeline.rewrite.weights.strips import can_strip
 
 Runtime = Literal["tensorrt", "onnxruntime"]
 """Who runs the result."""
@@ -66,8 +67,14 @@ def quantize_weights(
             form = choose_form(weight.encoding, bnb4=bnb4)
             parts = plan_parts(weight, dtype, form)
             counts = (importance or {}).get(weight.tensor)
-            make = partial(_make, codes, tensor, weight, dtype.numpy().name, method, counts, parts, form)
-            tensors = _delay(make, parts) if codes is None and is_read_late(tensor) else make()
+            kind = dtype.numpy().name
+            make = partial(_make, codes, tensor, weight, kind, method, counts, parts, form)
+            if codes is not None or not is_read_late(tensor):
+                tensors = make()
+            elif counts is None and form != "bnb4" and can_strip(tensor):
+                tensors = stream_weight(tensor, weight, kind, method, parts, form)
+            else:
+                tensors = _delay(make, parts)
             named = dict(zip((part.name for part in parts), tensors, strict=True))
             _replace(edit, weight, readers, dtype, named, form)
     edit.drop_unused()
@@ -85,10 +92,6 @@ def _make(
     form: Form,
 ) -> Tensors:
     """Returns the content of the constants of a weight, encoded unless its codes are known."""
-    if known is None and importance is None and form != "bnb4" and can_strip(values):
-        finish = finish_codes(form, parts[0].dtype)
-        codes = encode_strips(values, weight.encoding, dtype, method, finish, weight.tensor)
-        return fill_parts(codes, weight, parts, form, is_finished=True)
     if known is None:
         known = encode_weight(values, weight, dtype, method, importance)
     return fill_parts(known, weight, parts, form)

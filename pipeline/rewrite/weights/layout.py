@@ -86,7 +86,7 @@ def finish_codes(form: Form, dtype: ir.DataType) -> Callable[[NDArray[Any]], NDA
 
 
 def fill_parts(
-    codes: Codes, weight: ChosenWeight, parts: Sequence[Part], form: Form, *, is_finished: bool = False
+    codes: Codes, weight: ChosenWeight, parts: Sequence[Part], form: Form
 ) -> tuple[ir.TensorProtocol, ...]:
     """Returns the content of the constants, in the order of `plan_parts`.
 
@@ -95,16 +95,21 @@ def fill_parts(
         weight: What is held.
         parts: Of `plan_parts`.
         form: Of `choose_form`.
-        is_finished: Whether `finish_codes` has been at work on the codes.
     """
     values, scales = codes
     if form == "bnb4":
         ours, theirs = _as_bitsandbytes(values, scales, weight)
-        arrays: tuple[NDArray[Any], ...] = (swap_nibbles(pack_nibbles(ours)), theirs)
-    else:
-        finished = values if is_finished else finish_codes(form, parts[0].dtype)(values)
-        arrays = (finished, *(_code_scales(scales, weight) if form == "double" else (scales,)))
-    return tuple(_tensor(array, part) for array, part in zip(arrays, parts, strict=True))
+        return as_tensor(swap_nibbles(pack_nibbles(ours)), parts[0]), as_tensor(theirs, parts[1])
+    finished = finish_codes(form, parts[0].dtype)(values)
+    return as_tensor(finished, parts[0]), *fill_scales(scales, weight, parts[1:], form)
+
+
+def fill_scales(
+    scales: NDArray[np.float32], weight: ChosenWeight, parts: Sequence[Part], form: Form
+) -> tuple[ir.TensorProtocol, ...]:
+    """Returns the content of the constants behind the first, which has the codes; not for "bnb4"."""
+    arrays = _code_scales(scales, weight) if form == "double" else (scales,)
+    return tuple(as_tensor(array, part) for array, part in zip(arrays, parts, strict=True))
 
 
 def _code_scales(scales: NDArray[np.float32], weight: ChosenWeight) -> tuple[NDArray[Any], ...]:
@@ -124,7 +129,8 @@ def _in_their_order(array: NDArray[Any], weight: ChosenWeight) -> NDArray[Any]:
     return np.ascontiguousarray(array.T if weight.blocks.axis == 0 else array)
 
 
-def _tensor(array: NDArray[Any], part: Part) -> ir.TensorProtocol:
+def as_tensor(array: NDArray[Any], part: Part) -> ir.TensorProtocol:
+    """Returns the constant with this content: codes as `finish_codes` leaves them, or scales."""
     if part.dtype is _INT4:
         return ir.PackedTensor(array, _INT4, shape=part.shape)
     return ir.tensor(array.reshape(part.shape).astype(part.dtype.numpy(), copy=False))

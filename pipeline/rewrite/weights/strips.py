@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Iterator
+from functools import partial, reduce
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from trtq.models.tensors import iterate_rows, read_values, require_finite
-from trtq.pipeline.formats.codes import Codes, find_largest
+from trtq.pipeline.formats.codes import find_largest, split_channels
 from trtq.pipeline.formats.encoding import Encoding
 from trtq.pipeline.formats.granularity import PerBlock, PerChannel, PerTensor
 from trtq.pipeline.formats.rounding import find_extremes
@@ -25,23 +25,23 @@ def can_strip(tensor: ir.TensorProtocol) -> bool:
     return isinstance(tensor, ir.ExternalTensor) and len(tensor.shape) == 2 and tensor.size > _STRIP
 
 
-def encode_strips(
+def iterate_codes(
     tensor: ir.TensorProtocol,
     encoding: Encoding,
     dtype: str,
     method: str,
-    finish: Callable[[NDArray[Any]], NDArray[Any]],
     name: str,
-) -> Codes:
-    """Returns what `CodeFormat.encode` does for a weight of two axes, with its codes finished and flat.
+    scales: NDArray[np.float32],
+) -> Iterator[NDArray[Any]]:
+    """Yields the codes of some rows of a weight after another: those of `CodeFormat.encode`, bit for bit.
 
     Args:
         tensor: Any float dtype of whole bytes, shape (rows, columns).
         encoding: The format, and which values share a scale.
         dtype: Which the scales must survive.
         method: One of the format's.
-        finish: From the codes of whole rows to what is kept of them, in their order.
         name: Of the weight, as it is told.
+        scales: Takes the scales, in the shape of `Granularity.scales_shape`; it is full at the end.
 
     Raises:
         ModelError: The weight is not finite, or its file has changed.
@@ -49,51 +49,37 @@ def encode_strips(
     granularity, shape = encoding.granularity, tuple(tensor.shape.numpy())
     block = granularity.size if isinstance(granularity, PerBlock) and granularity.axis == 0 else 1
     rows = block * max(1, _STRIP // (block * shape[1]))
-    amax = _find_shared(tensor, encoding, rows)
-    scales = np.empty(granularity.scales_shape(shape), np.float32)
     check = partial(_require_finite, tensor, name)
-    codes: NDArray[Any] | None = None
-    for place, values in iterate_rows(tensor, rows):
-        made, found = _encode_rows(values, encoding, dtype, method, amax, check)
-        kept = finish(made).reshape(-1)
-        if codes is None:  # now it is known how much a row keeps
-            codes = np.empty(kept.size * shape[0] // len(values), kept.dtype)
-        size = codes.size // (shape[0] // block)
-        codes[place.start // block * size : place.start // block * size + kept.size] = kept
-        own = ... if amax is not None else slice(place.start // block, place.stop // block)
-        scales[own] = found.reshape(scales[own].shape)
-    assert codes is not None
-    return codes, scales
-
-
-def _find_shared(tensor: ir.TensorProtocol, encoding: Encoding, rows: int) -> NDArray[np.float32] | None:
-    """Returns the largest magnitudes of what all rows share scales of; None where rows have their own."""
-    granularity = encoding.granularity
-    if not (isinstance(granularity, PerTensor) or granularity == PerChannel(1)):
-        return None
-    parts = (find_largest(values, granularity) for _, values in iterate_rows(tensor, rows))
-    return np.asarray(np.maximum.reduce(list(parts)))
-
-
-def _encode_rows(
-    values: NDArray[Any],
-    encoding: Encoding,
-    dtype: str,
-    method: str,
-    amax: NDArray[np.float32] | None,
-    check: Callable[[NDArray[np.float32]], None],
-) -> Codes:
-    """Returns codes and scales; the largest magnitudes, which tell what is not finite, are checked first."""
-    form, granularity = encoding.format, encoding.granularity
-    if not isinstance(granularity, PerBlock):
-        amax = find_largest(values, granularity) if amax is None else amax
+    is_shared = isinstance(granularity, PerTensor) or granularity == PerChannel(1)
+    if is_shared:
+        amax = _find_shared(tensor, encoding, rows)
         check(amax)
-        return form.encode(values, granularity, dtype, method, amax)
-    blocks = granularity.split(values)
-    extremes = find_extremes(blocks)
-    check(extremes[1])
-    scales = form.block_scales(blocks, dtype, method, extremes)
-    return form.codes_of_blocks(blocks, scales), scales
+        scales[...] = encoding.format.scales_of(amax, dtype).reshape(scales.shape)
+    for place, values in iterate_rows(tensor, rows):
+        own = ... if is_shared else slice(place.start // block, place.stop // block)
+        blocks = _split(values, encoding)
+        if not is_shared:
+            extremes = find_extremes(blocks)
+            check(extremes[1])
+            found = encoding.format.block_scales(blocks, dtype, method, extremes)
+            scales[own] = found.reshape(scales[own].shape)
+        yield encoding.format.codes_of_blocks(
+            blocks, scales[own].reshape(blocks.shape[0], blocks.shape[2])
+        ).reshape(values.shape)
+
+
+def _find_shared(tensor: ir.TensorProtocol, encoding: Encoding, rows: int) -> NDArray[np.float32]:
+    """Returns the largest magnitudes of what all rows share the scales of."""
+    parts = (find_largest(values, encoding.granularity) for _, values in iterate_rows(tensor, rows))
+    return reduce(np.maximum, parts)
+
+
+def _split(values: NDArray[Any], encoding: Encoding) -> NDArray[Any]:
+    """Returns a view of shape (outer, block, inner); what shares a scale is all of one (outer, inner)."""
+    granularity = encoding.granularity
+    if isinstance(granularity, PerBlock):
+        return granularity.split(values)
+    return split_channels(values, granularity)
 
 
 def _require_finite(tensor: ir.TensorProtocol, name: str, amax: NDArray[np.float32]) -> None:

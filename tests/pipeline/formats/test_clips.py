@@ -20,7 +20,7 @@ def _steps_of(*shape: int) -> NDArray[np.float32]:
 
 
 @pytest.mark.skipif(
-    load_function("trtq_search_blocks") is None, reason="the installation found no compiler, or is older"
+    load_function("trtq_search_clips") is None, reason="the installation found no compiler, or is older"
 )
 @pytest.mark.parametrize("shape", [(3, 64, 130), (200, 32, 1), (1, 256, 7), (1, 16, 1), (2, 512, 3)])
 def test_both_searches_find_the_same_bit_for_bit(shape: tuple[int, ...]) -> None:

@@ -10,6 +10,7 @@ import pytest
 from folded import folded, op_types
 from made_up import random_array
 
+from trtq.errors import ModelError
 from trtq.pipeline.graph.fold import (
     drop_identities,
     fold_batch_norm,
@@ -37,6 +38,30 @@ def test_what_depends_on_no_input_is_computed(
     assert op_types(after) == ["MatMul", "MatMul", "Sub"]
     assert notes == ["folded 3 nodes that depend on no input"]
     assert_equal_outputs(model, after)
+
+
+@pytest.mark.parametrize(("place", "end"), [(-5, 4), (4, 4), (9, 3)], ids=["before", "behind", "columns"])
+def test_what_a_table_does_not_have_is_refused(
+    model_of: Callable[..., ir.Model], place: int, end: int
+) -> None:
+    model = model_of(
+        f"""g (float[3] x) => (float[K] y) {{
+            [shift] p = Sub(places, one)
+            [look] t = Gather<axis = {int(end == 3)}>(table, p)
+            [flat] f = Reshape(t, all)
+            y = Concat<axis = 0>(f, x)
+        }}""",
+        table=random_array(4, 3),
+        places=np.array([0, place + 1]),
+        one=np.array(1),
+        all=np.array([-1]),
+    )
+    with pytest.raises(
+        ModelError,
+        match=rf"node 'look' reads entry {place} of 'table', which has {end}; if these are positions, the "
+        rf"model takes {end} at the most: choose smaller sizes \(--past plus --new, or --seq\), or export",
+    ):
+        folded(model, fold_constants)
 
 
 def test_nothing_to_fold_is_no_note(model_of: Callable[..., ir.Model]) -> None:

@@ -10,9 +10,12 @@ import pytest
 from numpy.typing import NDArray
 from residual_decoder import TOKENS, make_graph, make_weights
 
+from trtq.pipeline.formats.granularity import PerBlock
 from trtq.pipeline.formats.scheme import WeightScheme
 from trtq.pipeline.graph.load import Graph
 from trtq.pipeline.rewrite.mixed import WeightEncoding, quantize_graph
+from trtq.pipeline.rewrite.rotation import weights as rotation
+from trtq.pipeline.rewrite.rotation.streams import Constant
 from trtq.pipeline.rewrite.rotation.weights import measure_gain
 from trtq.pipeline.rewrite.weights.choose import choose_weights, group_by_weight
 
@@ -45,6 +48,26 @@ def test_weights_of_which_a_few_are_large_lose_less_when_they_are_rotated(
         assert noise[1] < 0.85 * noise[0]
     else:
         assert (gain, noise[0]) == (None, noise[1])
+
+
+def test_of_many_weights_a_few_are_read(graph_of: GraphOf, monkeypatch: pytest.MonkeyPatch) -> None:
+    graph = make_graph(graph_of, opset=21, constants={"wf": make_weights()["wf"] ** 3})
+    chosen = group_by_weight(graph.model, choose_weights(graph.model, WeightScheme("int4")))
+    read: list[str] = []
+
+    def sample(constant: Constant, blocks: PerBlock) -> NDArray[np.float32]:
+        read.append(str(constant.value.name))
+        return take_all(constant, blocks)
+
+    take_all = rotation._sample
+    monkeypatch.setattr(rotation, "_sample", sample)
+    measure_gain(graph.model, chosen, "float32")
+    assert len(read) > 3
+    every, read = read, []
+    monkeypatch.setattr(rotation, "_MOST_WEIGHTS", 3)
+    measure_gain(graph.model, chosen, "float32")
+    assert len(read) == 3
+    assert set(read) < set(every)
 
 
 def test_without_blocks_or_a_stream_nothing_is_measured(graph_of: GraphOf) -> None:

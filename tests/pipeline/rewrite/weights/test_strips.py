@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 import pytest
+from numpy.typing import NDArray
 
 from trtq.errors import ModelError
 from trtq.pipeline.formats import FP8, INT4, INT8, NF4
-from trtq.pipeline.formats.blocks import pack_nibbles
 from trtq.pipeline.formats.encoding import Encoding
 from trtq.pipeline.formats.granularity import PerBlock, PerChannel, PerTensor
 from trtq.pipeline.rewrite.weights import strips
-from trtq.pipeline.rewrite.weights.strips import can_strip, encode_strips
+from trtq.pipeline.rewrite.weights.strips import can_strip, iterate_codes
 
 ENCODINGS = [
     Encoding(INT8, PerChannel(0)),
@@ -49,12 +50,19 @@ def tensor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ir.ExternalTensor
 @pytest.mark.parametrize("method", ["rtn", "mse"])
 def test_strips_are_as_the_whole(tensor: ir.ExternalTensor, encoding: Encoding, method: str) -> None:
     assert can_strip(tensor)
-    is_packed = encoding.format in (INT4, NF4)
-    finish = pack_nibbles if is_packed else np.ravel
-    codes, scales = encode_strips(tensor, encoding, "float16", method, finish, "w")
+    codes, scales = _encode(tensor, encoding, method)
     whole, wanted = encoding.format.encode(tensor.numpy(), encoding.granularity, "float16", method)
-    assert codes.tobytes() == (pack_nibbles(whole) if is_packed else whole).tobytes()
+    assert len(codes) > 2
+    assert b"".join(piece.tobytes() for piece in codes) == whole.tobytes()
     np.testing.assert_array_equal(scales, wanted)
+
+
+def _encode(
+    tensor: ir.ExternalTensor, encoding: Encoding, method: str = "rtn", name: str = "w"
+) -> tuple[list[NDArray[Any]], NDArray[np.float32]]:
+    scales = np.empty(encoding.granularity.scales_shape((160, 48)), np.float32)
+    pieces = iterate_codes(tensor, encoding, "float16", method, name, scales)
+    return [piece.copy() for piece in pieces], scales
 
 
 @pytest.mark.parametrize("encoding", ENCODINGS[:5], ids=lambda item: f"{item.format}-{item.granularity}")
@@ -67,11 +75,11 @@ def test_a_weight_that_is_not_finite_is_refused_by_its_name(
     with pytest.raises(
         ModelError, match="weight 'it' has 1 values that are infinite or not a number, such as"
     ):
-        encode_strips(tensor, encoding, "float16", "rtn", np.ravel, "it")
+        _encode(tensor, encoding, name="it")
 
 
 def test_a_file_that_was_cut_meanwhile_is_refused(tensor: ir.ExternalTensor) -> None:
     with Path(tensor.path).open("r+b") as file:
         file.truncate(9000)
     with pytest.raises(ModelError, match=r"the weights of 'w' end early in .*w\.data; it has been changed"):
-        encode_strips(tensor, ENCODINGS[0], "float16", "rtn", np.ravel, "w")
+        _encode(tensor, ENCODINGS[0])
