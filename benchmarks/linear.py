@@ -9,8 +9,9 @@ shown. Processor time of this process, the least of several runs.
     .venv/bin/python benchmarks/linear.py --layers --nodes 2500 5000 10000 20000
 
 runs whole commands on graphs of so many nodes: small Conv, MatMul, Add and Relu with residuals. A command is
-a process of its own; processor time, less that of the same command on 104 nodes. Beside them stands what ONNX
-Runtime alone takes to open the INT8 model of the build, as often as the build opens it.
+a process of its own; processor time, less that of the same command on 104 nodes. The exponent is that of the
+growth from the smallest of these graphs to the largest: 1 is linear. Beside them stands what ONNX Runtime
+alone takes to open the INT8 model of the build, as often as the build opens it.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from __future__ import annotations
 import argparse
 import gc
 import json
+import math
 import os
 import sys
 import tempfile
@@ -104,7 +106,14 @@ def measure_commands(sizes: list[int]) -> dict[str, object]:
     """Returns what whole commands take for a node of graphs of these sizes, and the most memory they hold."""
     found = {count: run_commands(count) for count in (_SMALLEST, *sizes)}
     least = found.pop(_SMALLEST)
+    first, last = min(sizes), max(sizes)
+    seconds = {name: [found[count][name][0] - least[name][0] for count in (first, last)] for name in least}
     return {
+        "exponent": {
+            name: round(math.log(long / short, last / first), 2) for name, (short, long) in seconds.items()
+        }
+        if last > first
+        else {},
         "ms_per_node": {
             name: {
                 count: round(1e3 * (costs[name][0] - least[name][0]) / count, 3)

@@ -74,6 +74,28 @@ def iterate_rows(tensor: ir.TensorProtocol, rows: int) -> Iterator[tuple[slice, 
             yield place, part.view(dtype).reshape(-1, *shape[1:])
 
 
+def iterate_pieces(tensor: ir.TensorProtocol) -> Iterator[NDArray[Any]]:
+    """Yields the values of a tensor in their order, some at a time: shape (values,), none of an empty one.
+
+    Those of a tensor in another file are read into the same memory again and again, as by `iterate_rows`.
+
+    Raises:
+        ModelError: The file is gone, or shorter than it was.
+    """
+    if not isinstance(tensor, ir.ExternalTensor) or tensor.dtype.bitwidth % 8:
+        flat = tensor.numpy().reshape(-1)
+        yield from (flat[start : start + PIECE] for start in range(0, flat.size, PIECE))
+        return
+    dtype = tensor.dtype.numpy()
+    buffer = np.empty(min(PIECE * dtype.itemsize, tensor.nbytes), np.uint8)
+    with _open(tensor) as file:
+        for start in range(0, tensor.nbytes, max(buffer.size, 1)):
+            part = buffer[: tensor.nbytes - start]
+            if file.readinto(part.data) != part.size:
+                raise _tell_of_end(tensor)
+            yield part.view(dtype)
+
+
 @contextmanager
 def _open(tensor: ir.ExternalTensor) -> Iterator[BufferedReader]:
     try:
