@@ -26,7 +26,7 @@ from trtq.calibrators.node_facts import (
     read_constant,
 )
 from trtq.calibrators.signs import list_deciding
-from trtq.models.tensors import read_values
+from trtq.models.tensors import open_values
 
 Step = Callable[[Sequence[float]], float]
 """From the bounds of the inputs of a node to that of its outputs."""
@@ -153,7 +153,7 @@ def _read_weight(node: ir.Node, place: int) -> NDArray[np.float32] | None:
     value = node.inputs[place]
     if value is None or value.const_value is None:
         return None
-    values: NDArray[Any] = read_values(value.const_value)
+    values: NDArray[Any] = open_values(value.const_value)
     return values.astype(np.float32, copy=False)
 
 
