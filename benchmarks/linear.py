@@ -9,8 +9,9 @@ shown. Processor time of this process, the least of several runs.
     .venv/bin/python benchmarks/linear.py --layers --nodes 2500 5000 10000 20000
 
 runs whole commands on graphs of so many nodes: small Conv, MatMul, Add and Relu with residuals. A command is
-a process of its own; processor time, less that of the same command on 104 nodes. Beside them stands what ONNX
-Runtime alone takes to open the INT8 model of the build, as often as the build opens it.
+a process of its own; processor time, less that of the same command on 104 nodes. The exponent is that of the
+growth from the smallest of these graphs to the largest: 1 is linear. It is told of what goes by inside ONNX
+Runtime, which opens and runs the models of a command, and of the rest apart.
 """
 
 from __future__ import annotations
@@ -18,11 +19,12 @@ from __future__ import annotations
 import argparse
 import gc
 import json
+import math
 import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -52,15 +54,8 @@ WIDTH = 64
 QUANTIZE = ("load", "place", "choose_weights", "quantize", "quantize_weights", "to_fp16", "save")
 """What `trtq quantize` is made of."""
 _SMALLEST = 104
-_OPEN = """
-import sys, onnxruntime
-for level in ("ORT_ENABLE_EXTENDED", "ORT_ENABLE_ALL", "ORT_DISABLE_ALL"):
-    options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, level)
-    options.log_severity_level = 4
-    onnxruntime.InferenceSession(sys.argv[1], options, providers=["CPUExecutionProvider"])
-"""
-"""How a build opens its INT8 model: to see the kernels, to compare it as it will run, and as it is."""
+_INSIDE = Path(__file__).resolve().with_name("inside.py")
+_PARTS = ("all", "inside ONNX Runtime", "outside")
 LARGEST_RATIO, LARGEST_FP16_SECONDS = 1.5, 0.6
 
 
@@ -102,22 +97,45 @@ def describe_layers(seconds: dict[int, dict[str, float]]) -> dict[str, object]:
 
 def measure_commands(sizes: list[int]) -> dict[str, object]:
     """Returns what whole commands take for a node of graphs of these sizes, and the most memory they hold."""
-    found = {count: run_commands(count) for count in (_SMALLEST, *sizes)}
-    least = found.pop(_SMALLEST)
+    least = run_commands(_SMALLEST)
+    found = {count: run_commands(count) for count in sizes}
+    more = {
+        name: {count: [took - base for took, base in zip(costs[name], floor, strict=True)]
+               for count, costs in found.items()}
+        for name, floor in least.items()
+    }  # fmt: skip
+    first, last = min(sizes), max(sizes)
+    grows = {
+        name: dict(zip(_PARTS, (_find_exponent(costs[first], costs[last], last / first)), strict=True))
+        for name, costs in more.items()
+        if last > first
+    }
     return {
+        "exponent": grows,
         "ms_per_node": {
             name: {
-                count: round(1e3 * (costs[name][0] - least[name][0]) / count, 3)
-                for count, costs in found.items()
+                count: {part: round(1e3 * cost / count, 3) for part, cost in zip(_PARTS, costs, strict=False)}
+                for count, costs in taken.items()
             }
-            for name in least
+            for name, taken in more.items()
         },
-        "peak_mb": {name: {count: round(costs[name][1]) for count, costs in found.items()} for name in least},
+        "peak_mb": {
+            name: {count: round(costs[name][-1]) for count, costs in found.items()} for name in least
+        },
     }
 
 
-def run_commands(count: int) -> dict[str, tuple[float, float]]:
-    """Returns the processor seconds and the peak megabytes of each command for so many nodes."""
+def _find_exponent(short: Sequence[float], long: Sequence[float], ratio: float) -> list[float | None]:
+    """Returns the exponents of the growth; None of what takes less than 0.1 s."""
+    pairs = zip(short[: len(_PARTS)], long[: len(_PARTS)], strict=True)
+    return [round(math.log(end / start, ratio), 2) if start > 0.1 else None for start, end in pairs]
+
+
+def run_commands(count: int) -> dict[str, tuple[float, float, float, float]]:
+    """Returns the processor seconds of each command for so many nodes, all, inside ONNX Runtime and outside.
+
+    The last number is the peak of memory in MB.
+    """
     with tempfile.TemporaryDirectory() as folder:
         place_ = Path(folder)
         model, data, ranges = write_residuals(count, place_ / "g.onnx"), place_ / "d.npz", place_ / "r.json"
@@ -131,15 +149,13 @@ def run_commands(count: int) -> dict[str, tuple[float, float]]:
             "lint": (place_ / "q.onnx",),
             "build": (model, *how, "--backend", "onnxruntime", "-o", place_ / "b.trtq"),
         }
-        found = {}
+        found, told = {}, place_ / "seconds.txt"
         for name, arguments in commands.items():
-            command: list[str | Path] = [sys.executable, "-m", "trtq", name, *arguments]
+            command: list[str | Path] = [sys.executable, _INSIDE, told, name, *arguments]
             cost = run(command, {}, memory_mb=16_000)
             assert cost.status == "done", f"{name} of {count} nodes: {cost.words}"
-            found[name] = (cost.cpu_s, cost.peak_mb)
-        opening: list[str | Path] = [sys.executable, "-c", _OPEN, place_ / "b.trtq" / "model.int8.onnx"]
-        cost = run(opening, {}, memory_mb=16_000)
-        found["ONNX Runtime alone"] = (cost.cpu_s, cost.peak_mb)
+            inside = float(told.read_text())
+            found[name] = (cost.cpu_s, inside, cost.cpu_s - inside, cost.peak_mb)
         sys.stderr.write(f"{count} nodes: {found}\n")
         return found
 

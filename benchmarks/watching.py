@@ -139,7 +139,8 @@ def begin(subject: CalibrationSetup, *, is_blind: bool) -> Pass:
             model, computed, first, "cpu", observe._may_split(model, batches)
         )
     seen.raise_magnitudes(found.magnitudes)
-    plan = plan_passes({name: found.sizes.get(name, 0) for name in tensors}, seen.feeds, may_split, None)
+    sizes, tables = {name: found.sizes.get(name, 0) for name in tensors}, dict.fromkeys(tensors, 0)
+    plan = plan_passes(sizes, tables, seen.feeds, may_split, None)
     arrays = observe._select_inputs(model, first.arrays)
     guard: Any = Unguarded()
     if not is_blind:

@@ -11,20 +11,22 @@ from numpy.typing import NDArray
 
 from trtq.calibrators.batches import Feed
 from trtq.calibrators.kernel import Table
-from trtq.calibrators.statistics import Statistics, to_histogram
+from trtq.calibrators.statistics import Histogram, Statistics, to_histogram
 
 
 class Accumulator:
     """The statistics of some tensors, and how many feeds each tensor has seen: `feeds`.
 
     A table is filled by one thread at a time: the threads are at different tensors most of the time, and
-    tables of their own would cost memory for every core.
+    tables of their own would cost memory for every core. A tensor has one from its first values until it is
+    closed.
     """
 
     def __init__(self, tensors: Sequence[str], inputs: Sequence[str], earlier: Statistics | None) -> None:
         known = earlier or Statistics({}, {}, {}, 0)
         self._known = known.histograms
-        self._tables = {name: Table() for name in tensors}
+        self._tables = dict[str, Table]()
+        self._closed = dict.fromkeys(tensors, Histogram())
         self._locks = {name: Lock() for name in tensors}
         self._magnitudes = dict(known.magnitudes)
         self._inputs = {name: Counter(known.inputs.get(name, {})) for name in inputs}
@@ -36,7 +38,15 @@ class Accumulator:
     def add(self, name: str, values: NDArray[Any]) -> float:
         """Counts values of a tensor; returns the largest magnitude of them."""
         with self._locks[name]:
+            if name not in self._tables:
+                self._tables[name] = Table()
             return self._tables[name].add(values)
+
+    def close(self, tensors: Sequence[str]) -> None:
+        """Turns the tables of tensors that have seen all data into histograms, so that not all need both."""
+        for name in tensors:
+            if name in self._tables:
+                self._closed[name] = to_histogram(self._tables.pop(name))
 
     def raise_magnitudes(self, magnitudes: Mapping[str, float]) -> None:
         """Keeps the larger magnitude of each tensor."""
@@ -63,7 +73,7 @@ class Accumulator:
 
     def statistics(self, shard: int, *, is_whole: bool) -> Statistics:
         """Returns what was seen so far of a shard of the data."""
-        histograms = {name: to_histogram(table) for name, table in self._tables.items()}
+        histograms = self._closed | {name: to_histogram(table) for name, table in self._tables.items()}
         known = ((name, self._known[name]) for name in histograms if name in self._known)
         histograms |= {name: earlier.merged(histograms[name]) for name, earlier in known}
         amaxes = {name: histogram.amax for name, histogram in histograms.items() if histogram.total}

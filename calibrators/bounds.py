@@ -18,7 +18,7 @@ from trtq.calibrators.operator_bounds import find_step
 from trtq.calibrators.ranges import FP16_LIMIT
 from trtq.calibrators.signs import find_mean
 from trtq.calibrators.survey import name_negative
-from trtq.models.tensors import read_values
+from trtq.models.tensors import iterate_pieces
 
 _MOST_AXES = 8
 
@@ -122,8 +122,8 @@ def _measure_finite(tensor: ir.TensorProtocol) -> float:
     largest = measure(tensor)
     if largest < math.inf:
         return largest
-    magnitudes = np.abs(read_values(tensor))
-    return float(np.max(magnitudes, initial=0.0, where=np.isfinite(magnitudes)))
+    finite = (piece[np.isfinite(piece)] for piece in iterate_pieces(tensor))
+    return max(float(np.abs(piece).max(initial=0.0)) for piece in finite)
 
 
 def _bound_channels(step: Step, channels: ChannelBounds) -> Step:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import ctypes
 import math
+import mmap
 import struct
 from collections.abc import Callable
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -34,12 +36,12 @@ class Table:
     """Counts that grow, by float32 exponent and first 10 mantissa bits.
 
     Counts are uint32, so that a tensor costs 0.7 MB of address space and 4 KB of memory for every doubling of
-    the magnitude that occurs; before one can overflow, all go on to int64.
+    the magnitude that occurs (`count_table_bytes`); before one can overflow, all go on to int64.
     """
 
     def __init__(self, count: Count | None = None) -> None:
         self._count = count or choose_kernel()
-        self._counts = np.zeros(NUM_BINS + 1 + _SCRATCH, np.uint32)
+        self._counts = _take_zeros(NUM_BINS + 1 + _SCRATCH)
         self._extremes = _EMPTY
         self._num_values = 0
         self._earlier: NDArray[np.int64] | None = None
@@ -53,8 +55,8 @@ class Table:
         if not flat.size:
             return 0.0
         if self._num_values + flat.size > _LARGEST_UINT32:
-            self._earlier = self._sums()
-            self._counts[:] = 0
+            self._earlier = self._sums(NUM_BINS)
+            self._counts = _take_zeros(self._counts.size)
             self._num_values = 0
         extremes = np.array(_EMPTY, np.int32)
         num_wrong = self._counts[NUM_BINS]
@@ -68,7 +70,8 @@ class Table:
 
     def filled(self) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
         """Returns the bins that are not empty, ascending, and their counts: shape (filled,) each."""
-        sums = self._counts[:NUM_BINS] if self._earlier is None else self._sums()
+        top = max(abs(extreme) for extreme in self.extremes()) if self._num_values else 0.0
+        sums = self._sums(min(NUM_BINS, _count_octaves(top) << MANTISSA_BITS))
         bins = np.flatnonzero(sums != 0)  # which NumPy looks through many times as fast
         return bins.astype(np.int32), sums[bins].astype(np.int64)
 
@@ -78,9 +81,36 @@ class Table:
             return math.inf, -math.inf
         return _to_float(self._extremes[0]) + 0.0, _to_float(self._extremes[1]) + 0.0  # -0.0 becomes 0.0
 
-    def _sums(self) -> NDArray[np.int64]:
-        sums = self._counts[:NUM_BINS].astype(np.int64)
-        return sums if self._earlier is None else sums + self._earlier
+    def _sums(self, num_bins: int) -> NDArray[Any]:
+        """Returns the counts of the first bins: uint32 or int64, shape (num_bins,)."""
+        sums = self._counts[:num_bins]
+        return sums if self._earlier is None else sums + self._earlier[:num_bins]
+
+
+def count_table_bytes(magnitude: float) -> int:
+    """Returns the most memory that a table takes of values up to this magnitude: pages that hold counts."""
+    num_pages = -(-(_count_octaves(magnitude) << MANTISSA_BITS + 2) // mmap.PAGESIZE)
+    return (num_pages + 1) * mmap.PAGESIZE  # and one for the scratch behind them
+
+
+def _count_octaves(magnitude: float) -> int:
+    """Returns how many doublings of the magnitude have bins up to this one."""
+    if not magnitude < 2.0**127:  # infinite, or as good as
+        return NUM_BINS >> MANTISSA_BITS
+    return max(1, math.frexp(magnitude)[1] - SMALLEST_EXPONENT)
+
+
+def _take_zeros(size: int) -> NDArray[np.uint32]:
+    """Returns zeros whose pages take memory once they are written to: uint32, shape (size,).
+
+    `numpy.zeros` writes to them where malloc has freed memory at hand.
+    """
+    private = getattr(mmap, "MAP_PRIVATE", 0) | getattr(mmap, "MAP_ANONYMOUS", 0)
+    pages = mmap.mmap(-1, 4 * size, flags=private) if private else mmap.mmap(-1, 4 * size)
+    if hasattr(mmap, "MADV_NOHUGEPAGE"):  # of 2 MB, which hold two tables
+        with suppress(OSError):  # of a kernel without such pages
+            pages.madvise(mmap.MADV_NOHUGEPAGE)
+    return np.frombuffer(pages, np.uint32)
 
 
 def is_compiled() -> bool:

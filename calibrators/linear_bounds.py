@@ -26,11 +26,13 @@ from trtq.calibrators.node_facts import (
     read_constant,
 )
 from trtq.calibrators.signs import list_deciding
-from trtq.models.tensors import read_values
+from trtq.models.tensors import open_values
 
 Step = Callable[[Sequence[float]], float]
 """From the bounds of the inputs of a node to that of its outputs."""
 Array = NDArray[Any]
+_MOST_TAPS = 1 << 22
+"""Weights that are measured at a time, which takes their memory several times."""
 _FURTHEST = 32
 """How many nodes may lie between a norm and a product."""
 
@@ -151,18 +153,24 @@ def _read_weight(node: ir.Node, place: int) -> NDArray[np.float32] | None:
     value = node.inputs[place]
     if value is None or value.const_value is None:
         return None
-    values: NDArray[Any] = read_values(value.const_value)
+    values: NDArray[Any] = open_values(value.const_value)
     return values.astype(np.float32, copy=False)
 
 
 def _measure(taps: Array, meeting: Sequence[Sequence[int]], given: _Operand) -> tuple[float, ChannelBounds]:
     """Returns what an output is at most: times the largest input, and by channel.
 
+    Of large weights some outputs are measured at a time.
+
     Args:
         taps: The weights, of shape (places of the kernel, inputs, outputs).
         meeting: The places that meet in one output, for every kind of output.
         given: What is known of the inputs.
     """
+    num_outputs = max(1, _MOST_TAPS // max(1, taps[..., :1].size))
+    if num_outputs < taps.shape[-1]:
+        starts = range(0, taps.shape[-1], num_outputs)
+        return _join([_measure(taps[..., start : start + num_outputs], meeting, given) for start in starts])
     signs = (np.maximum(taps, 0), np.maximum(-taps, 0)) if given.is_positive else (np.abs(taps),)
     sums = _meet([part.sum(axis=1) for part in signs], meeting)
     gain, sphere, known, none = (
@@ -182,6 +190,15 @@ def _measure(taps: Array, meeting: Sequence[Sequence[int]], given: _Operand) -> 
         )
         return gain, ChannelBounds(known.origin, slope, offset)
     return gain, ChannelBounds(given.name, sums, none)
+
+
+def _join(parts: Sequence[tuple[float, ChannelBounds]]) -> tuple[float, ChannelBounds]:
+    """Returns the bounds of all outputs from those of some each, which know the same of the inputs."""
+    origin = parts[0][1].origin
+    slope, offset = (
+        np.concatenate([getattr(item, side) for _, item in parts]) for side in ("slope", "offset")
+    )
+    return max(gain for gain, _ in parts), ChannelBounds(origin, slope, offset)
 
 
 def _meet(parts: Sequence[Array], meeting: Sequence[Sequence[int]]) -> Array:

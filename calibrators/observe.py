@@ -23,6 +23,7 @@ from trtq.calibrators.accumulator import Accumulator
 from trtq.calibrators.batches import Batches, Feed
 from trtq.calibrators.channels import ChannelLayout, ChannelStats, ChannelTally
 from trtq.calibrators.guard import MagnitudeGuard, create_guard
+from trtq.calibrators.kernel import count_table_bytes
 from trtq.calibrators.plan import PassPlan, plan_passes
 from trtq.calibrators.statistics import Statistics
 from trtq.calibrators.survey import Survey, measure_inputs, refuse_unknown, survey
@@ -31,6 +32,9 @@ from trtq.errors import DataError, ModelError
 from trtq.models.session import SessionOptions
 from trtq.progress import Silent
 from trtq.workers import Threads
+
+_HEADROOM = 16.0
+"""How much larger the values of a tensor may get than those of the first sample, where memory is planned."""
 
 Progress = Callable[[int], None]
 """Called after every feed with the number of its samples."""
@@ -131,11 +135,17 @@ def _start(
     computed = [name for name in tensors if name not in first.arrays]
     found, may_split = _survey_feed(model, computed, first, control.device, _may_split(model, batches))
     seen.raise_magnitudes(found.magnitudes)
-    sizes = {name: found.sizes.get(name, 0) for name in tensors}
-    plan = plan_passes(sizes, seen.feeds, may_split, control.memory_bytes)
+    inputs = _select_inputs(model, first.arrays)
+    known = {**found.magnitudes, **measure_inputs(inputs)}
+    plan = plan_passes(
+        {name: found.sizes.get(name, 0) for name in tensors},
+        {name: count_table_bytes(_HEADROOM * known.get(name, math.inf)) for name in tensors},
+        seen.feeds,
+        may_split,
+        control.memory_bytes,
+    )
     if plan.note:
         control.note(plan.note)
-    inputs = _select_inputs(model, first.arrays)
     guard = create_guard(model, tensors, inputs, seen.magnitudes, may_widen=len(plan.groups) < 2)
     return _Start(found.magnitudes, plan, guard)
 
@@ -178,6 +188,7 @@ class PreparedPass:
         observer = _Observer(self.model, self.opener, start.guard.restart(), start.plan, seen, tally, control)
         for group in start.plan.groups or ((),):
             observer.observe(group, self.batches, progress)
+            seen.close(group)
         found = seen.statistics(shard[0], is_whole=True)
         return replace(found, channels=tally.halves()) if control.channels else found
 

@@ -45,6 +45,24 @@ def read_values(tensor: ir.TensorProtocol) -> NDArray[Any]:
     return raw.view(tensor.dtype.numpy()).reshape(tensor.shape.numpy())
 
 
+def open_values(tensor: ir.TensorProtocol) -> NDArray[Any]:
+    """Returns values of whole bytes; of a tensor in another file pages are read as they are looked at.
+
+    The kernel may drop these pages at any time, and the array lets go of the file with its last use.
+
+    Raises:
+        ModelError: The file is gone, or shorter than it was.
+    """
+    if not isinstance(tensor, ir.ExternalTensor) or not tensor.nbytes:
+        return tensor.numpy()
+    dtype, shape = tensor.dtype.numpy(), tuple(tensor.shape.numpy())
+    with _open(tensor) as file:
+        try:
+            return np.memmap(file, dtype, "r", tensor.offset or 0, shape).view(np.ndarray)
+        except ValueError as error:
+            raise _tell_of_end(tensor) from error
+
+
 def iterate_rows(tensor: ir.TensorProtocol, rows: int) -> Iterator[tuple[slice, NDArray[Any]]]:
     """Yields so many rows of a tensor at a time, and where they lie in it.
 
@@ -72,6 +90,28 @@ def iterate_rows(tensor: ir.TensorProtocol, rows: int) -> Iterator[tuple[slice, 
             if file.readinto(part.data) != part.size:
                 raise _tell_of_end(tensor)
             yield place, part.view(dtype).reshape(-1, *shape[1:])
+
+
+def iterate_pieces(tensor: ir.TensorProtocol) -> Iterator[NDArray[Any]]:
+    """Yields the values of a tensor in their order, some at a time: shape (values,), none of an empty one.
+
+    Those of a tensor in another file are read into the same memory again and again, as by `iterate_rows`.
+
+    Raises:
+        ModelError: The file is gone, or shorter than it was.
+    """
+    if not isinstance(tensor, ir.ExternalTensor) or tensor.dtype.bitwidth % 8:
+        flat = tensor.numpy().reshape(-1)
+        yield from (flat[start : start + PIECE] for start in range(0, flat.size, PIECE))
+        return
+    dtype = tensor.dtype.numpy()
+    buffer = np.empty(min(PIECE * dtype.itemsize, tensor.nbytes), np.uint8)
+    with _open(tensor) as file:
+        for start in range(0, tensor.nbytes, max(buffer.size, 1)):
+            part = buffer[: tensor.nbytes - start]
+            if file.readinto(part.data) != part.size:
+                raise _tell_of_end(tensor)
+            yield part.view(dtype)
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 import onnx_ir as ir
 
-from trtq.models.tensors import read_values
+from trtq.models.tensors import open_values
 
 _FEW_OUTPUTS = 2
 _SMALL_SHARE = 0.005
@@ -94,8 +94,9 @@ def explain_unequal_matrices(weight: ir.Value) -> str:
     """
     if weight.const_value is None or len(_sizes(weight)) < 3:
         return ""
-    magnitudes = np.abs(read_values(weight.const_value).astype(np.float32))
-    largest = magnitudes.max(axis=(-2, -1), initial=0.0)
+    values = open_values(weight.const_value)
+    highest, lowest = (find(axis=(-2, -1), initial=0.0) for find in (values.max, values.min))
+    largest = np.maximum(highest, -lowest).astype(np.float32)
     used = largest[largest > 0]
     if not used.size or used.max() <= _MOST_UNEQUAL * used.min():
         return ""

@@ -11,7 +11,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from trtq.calibrators.ranges import QMAX
-from trtq.models.tensors import find_largest_code, read_values
+from trtq.models.tensors import find_largest_code, iterate_pieces, read_values
 from trtq.pipeline.formats.floats import FP16, FloatFormat
 from trtq.pipeline.graph.edit import list_bodies
 from trtq.pipeline.graph.operands import find_constant
@@ -24,7 +24,6 @@ _FLOAT = ir.DataType.FLOAT
 _ENDS = f"FP16 ends at {FP16.largest:g}"
 _FEW_ELEMENTS = 8
 _MAX_ERROR = 0.01
-_PIECE = 1 << 20
 _FLOAT32_ONLY = ("BitCast", "Celu", "TensorScatter")
 """ONNX has 16 bits for them; ONNX Runtime has no kernel, and the bits that BitCast takes are others."""
 _SCATTER = ("ScatterElements", "ScatterND")
@@ -223,9 +222,8 @@ def _round_to_fp16(values: NDArray[Any]) -> NDArray[np.float64]:
 
 def _iterate_magnitudes(tensor: ir.TensorProtocol) -> Iterator[NDArray[Any]]:
     """Yields the finite magnitudes of a tensor, of a large one in pieces."""
-    flat = read_values(tensor).reshape(-1)
-    for start in range(0, flat.size, _PIECE):
-        magnitudes = np.abs(flat[start : start + _PIECE])
+    for piece in iterate_pieces(tensor):
+        magnitudes = np.abs(piece)
         is_finite = np.isfinite(magnitudes)
         yield magnitudes if is_finite.all() else magnitudes[is_finite]
 

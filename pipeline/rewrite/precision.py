@@ -10,7 +10,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from trtq.kept import KeptFp32
-from trtq.models.tensors import PIECE, map_tensor
+from trtq.models.tensors import is_read_late, iterate_pieces
 from trtq.pipeline.formats.floats import BF16, FP16, FP32, FloatFormat
 from trtq.pipeline.graph.edit import GraphEditor, list_bodies
 from trtq.pipeline.graph.opset import read_opset
@@ -160,15 +160,19 @@ class _Casts:
 
 def _cast_tensor(tensor: ir.TensorProtocol, form: FloatFormat) -> ir.TensorProtocol:
     """Returns a constant in another format; one in another file is cast when it is read, so one at a time."""
-    return map_tensor(tensor, lambda values: _clipped(values, form), form.dtype)
+    shape = ir.Shape(tensor.shape.numpy())
+
+    def make() -> ir.TensorProtocol:
+        return ir.tensor(_clip(tensor, form), name=tensor.name)
+
+    return ir.LazyTensor(make, form.dtype, shape, name=tensor.name) if is_read_late(tensor) else make()
 
 
-def _clipped(array: NDArray[Any], form: FloatFormat) -> NDArray[Any]:
-    """Returns the array in a format, piece by piece, with finite values inside its range; infinities stay."""
-    result = np.empty(array.shape, form.dtype.numpy())
-    values, made = array.reshape(-1), result.reshape(-1)
-    for start in range(0, values.size, PIECE):
-        part = values[start : start + PIECE]
+def _clip(tensor: ir.TensorProtocol, form: FloatFormat) -> NDArray[Any]:
+    """Returns values in a format, piece by piece, with finite ones inside its range; infinities stay."""
+    result, done = np.empty(tensor.size, form.dtype.numpy()), 0
+    for part in iterate_pieces(tensor):
         clipped = np.where(np.isfinite(part), np.clip(part, -form.largest, form.largest), part)
-        made[start : start + PIECE] = clipped.astype(result.dtype)
-    return result
+        result[done : done + part.size] = clipped.astype(result.dtype)
+        done += part.size
+    return result.reshape(tensor.shape.numpy())

@@ -10,7 +10,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from trtq.calibrators.ranges import Ranges
-from trtq.models.tensors import require_finite
+from trtq.models.tensors import open_values, require_finite
 from trtq.pipeline.formats import NVFP4
 from trtq.pipeline.formats.encoding import Encoding
 from trtq.pipeline.formats.floats import convert_scales
@@ -160,7 +160,7 @@ def _quantized_weight(
 ) -> _Weight:
     source = edit.graph.initializers[weight.tensor]
     assert source.const_value is not None
-    values = source.const_value.numpy()
+    values = open_values(source.const_value)
     require_finite(values, weight.tensor)
     stored = weight.encoding.stored and store(values, weight.encoding.stored, scale_dtype)
     floats = stored.values if stored else values

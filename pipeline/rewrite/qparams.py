@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +18,8 @@ from trtq.pipeline.formats.granularity import PerBlock, PerToken
 from trtq.pipeline.formats.int8 import UINT8
 
 _PLAIN, _UNSIGNED = Encoding(INT8), Encoding(UINT8)
+_PIECE = 1 << 20
+"""Weights that are quantized at a time."""
 _CLIPS = tuple(np.linspace(1.0, 0.5, 26).tolist())
 """Shares of the largest weight that are tried as the ends of the codes."""
 
@@ -75,9 +79,13 @@ def choose_asymmetric_qparams(ends: tuple[float, float], dtype: str) -> QParams:
 
 def choose_weight_qparams(weight: NDArray[Any], encoding: Encoding, dtype: str) -> QParams:
     """Returns scales that hold the largest magnitude of each channel, or of all, in the dtype."""
-    magnitudes = np.abs(weight.astype(np.float64))
-    amax = magnitudes.max(axis=_shared_axes(weight, encoding), keepdims=_keeps(encoding), initial=0.0)
-    return QParams(convert_scales(np.asarray(amax) / encoding.format.largest, dtype), encoding)
+    axes, keeps = _shared_axes(weight, encoding), _keeps(encoding)
+    highest, lowest = (
+        np.asarray(find(axis=axes, keepdims=keeps, initial=0.0), np.float64)
+        for find in (weight.max, weight.min)
+    )
+    amax = np.maximum(highest, -lowest)
+    return QParams(convert_scales(amax / encoding.format.largest, dtype), encoding)
 
 
 def choose_weight_qparams_mse(weight: NDArray[Any], encoding: Encoding, dtype: str) -> QParams:
@@ -121,8 +129,25 @@ def divide_by_scale(values: NDArray[Any], qparams: QParams) -> NDArray[np.float6
 
 
 def quantize_array(values: NDArray[Any], qparams: QParams) -> NDArray[Any]:
-    """Returns the codes: round half to even, clipped, as ONNX and TensorRT define them."""
-    return qparams.encoding.format.codes_of(divide_by_scale(values, qparams), np.ones(()))
+    """Returns the codes: round half to even, clipped, as ONNX and TensorRT define them.
+
+    Of a large array some rows are divided at a time, as float64 takes twice the memory of weights.
+    """
+    form = qparams.encoding.format
+    steps = qparams.encoding.granularity.spread(qparams.steps, values.shape)
+    codes = np.empty(values.shape, form.array_dtype)
+    for rows in _list_rows(values):
+        shared = steps[rows] if steps.shape[:1] == values.shape[:1] else steps
+        codes[rows] = form.codes_of(values[rows].astype(np.float64), shared)
+    return codes
+
+
+def _list_rows(values: NDArray[Any]) -> Sequence[Any]:
+    """Returns the indices of some rows each; of a number without axes that of all."""
+    if not values.ndim:
+        return (...,)
+    step = max(1, _PIECE // max(1, math.prod(values.shape[1:])))
+    return [slice(start, start + step) for start in range(0, len(values), step)]
 
 
 def _keeps(encoding: Encoding) -> bool:

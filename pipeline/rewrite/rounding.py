@@ -21,7 +21,7 @@ def hash_weight(weight: NDArray[Any], form: CodeFormat = INT8) -> str:
     """
     kind = f"{weight.dtype} {weight.shape}" + (f" {form.name}" if form.name != INT8.name else "")
     found = hashlib.sha256(kind.encode())
-    found.update(np.ascontiguousarray(weight).tobytes())
+    found.update(np.ascontiguousarray(weight).reshape(-1).view(np.uint8).data)
     return found.hexdigest()
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+import mmap
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
 
 from trtq.calibrators import kernel
-from trtq.calibrators.kernel import NUM_BINS, Count, Table, count_with_numpy
+from trtq.calibrators.kernel import NUM_BINS, Count, Table, count_table_bytes, count_with_numpy
 
 BITS = arrays(np.uint32, st.integers(0, 3000), elements=st.integers(0, 2**32 - 1))
 """Every float32 there is: NaN, infinities, denormals, -0.0."""
@@ -137,3 +139,14 @@ def test_a_kernel_that_cannot_be_loaded_is_passed_over(
     with pytest.raises(OSError, match="kernel_c"):
         ctypes.CDLL(str(tmp_path / "kernel_c.so"))
     assert kernel.choose_kernel() is count_with_numpy
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells which pages are resident")
+def test_a_table_takes_memory_for_the_magnitudes_that_occur() -> None:
+    table, resident = Table(), (ctypes.c_ubyte * 173)()
+    table.add(np.geomspace(1, 16, 5000, dtype=np.float32))
+    start, size = table._counts.ctypes.data, table._counts.nbytes
+    assert ctypes.CDLL(None).mincore(ctypes.c_void_p(start), ctypes.c_size_t(size), resident) == 0
+    assert 6 <= sum(page & 1 for page in resident) * mmap.PAGESIZE / 4096 <= 8  # zeros, 1 to 16, the scratch
+    assert count_table_bytes(16.0) >= 46 * 4096  # as there may be values from 2**-40 on
+    assert table.filled()[0][[0, -1]].tolist() == [40 << 10, 44 << 10]

@@ -45,7 +45,7 @@ def _observed(memory_mb: int) -> subprocess.CompletedProcess[str]:
 def test_what_does_not_fit_at_once_is_observed_in_passes_under_a_hard_limit() -> None:
     process = _observed(80)
     assert process.returncode == 0, process.stderr
-    assert process.stdout.startswith(f"24 {8 << 20} ['the observed tensors take 384 MiB at a time and ")
+    assert process.stdout.startswith(f"24 {8 << 20} ['the observed tensors take 384 MiB at a time, ")
 
 
 def test_all_at_once_would_not_fit() -> None:

@@ -7,12 +7,11 @@ from collections.abc import Mapping
 import pytest
 
 from trtq.calibrators import plan as plan_module
-from trtq.calibrators.kernel import NUM_BINS
 from trtq.calibrators.plan import PassPlan, plan_passes
 from trtq.errors import UsageError
 
 MB = 1 << 20
-TABLE = NUM_BINS * 4
+TABLE = 1 << 10
 
 
 def _plan(
@@ -24,7 +23,7 @@ def _plan(
 ) -> PassPlan:
     feeds = feeds or dict.fromkeys(sizes, 0)
     memory = None if memory is None else memory + len(sizes) * TABLE
-    return plan_passes(sizes, feeds, may_split, memory)
+    return plan_passes(sizes, dict.fromkeys(sizes, TABLE), feeds, may_split, memory)
 
 
 @pytest.fixture(autouse=True)
@@ -48,7 +47,8 @@ def test_tensors_go_in_groups_where_they_do_not_fit_at_once() -> None:
     assert plan.groups == (("a", "b"), ("c",), ("d",))
     assert (plan.num_runs, plan.threads_a_run) == (1, 4)
     assert plan.note == (
-        "the observed tensors take 46 MiB at a time and 25 MiB are allowed for them: 3 passes over the data"
+        "the observed tensors take 46 MiB at a time, their histograms 0 MiB, and 25 MiB are allowed "
+        "for both: 3 passes over the data"
     )
 
 
@@ -57,20 +57,26 @@ def test_a_tensor_that_fits_nowhere_in_free_memory_goes_alone(monkeypatch: pytes
     assert _plan({"a": 10 * MB, "c": 30 * MB, "d": MB}, None).groups == (("a",), ("c",), ("d",))
 
 
+def test_histograms_that_do_not_fit_at_once_are_filled_in_passes() -> None:
+    sizes = dict.fromkeys("abcde", 0)
+    plan = plan_passes(sizes, dict.fromkeys(sizes, MB), sizes, False, 2 * MB)
+    assert plan.groups == (("a", "b"), ("c", "d"), ("e",))
+    assert "at a time, their histograms 5 MiB, and 2 MiB are allowed" in plan.note
+
+
 @pytest.mark.parametrize("may_split", [False, True])
 def test_too_little_memory_is_refused_with_the_least_that_works(may_split: bool) -> None:
-    sizes = {"a": 10 * MB, "b": 5 * MB}
-    least = -(-(10 * MB + 2 * TABLE) // MB)
+    sizes, tables = {"a": 10 * MB, "b": 5 * MB}, {"a": TABLE, "b": MB}
+    feeds, least = dict.fromkeys(sizes, 0), 10 * MB + TABLE
     told = (
-        rf"^the calibration memory of 1000 bytes is too small: the histograms of 2 tensors take {2 * TABLE} "
-        rf"bytes and the largest tensor takes {10 * MB} at a time; give at least {least}M$"
+        rf"^the calibration memory of 1000 bytes is too small: tensor 'a' takes {10 * MB} bytes at a time "
+        rf"and its histogram {TABLE}; give at least 11M$"
     )
     with pytest.raises(UsageError, match=told):
-        plan_passes(sizes, dict.fromkeys(sizes, 0), may_split, 1000)
-    plan = plan_passes(sizes, dict.fromkeys(sizes, 0), may_split, least * MB)
-    assert plan.groups == (("a",), ("b",))
+        plan_passes(sizes, tables, feeds, may_split, 1000)
+    assert plan_passes(sizes, tables, feeds, may_split, least).groups == (("a",), ("b",))
     with pytest.raises(UsageError, match="too small"):
-        plan_passes(sizes, dict.fromkeys(sizes, 0), may_split, 10 * MB + 2 * TABLE - 1)
+        plan_passes(sizes, tables, feeds, may_split, least - 1)
 
 
 def test_parts_get_smaller_where_not_even_one_tensor_fits() -> None:

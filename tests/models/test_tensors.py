@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 from numpy.typing import NDArray
 
 from trtq.errors import ModelError
-from trtq.models.tensors import PIECE, read_values, require_finite
+from trtq.models.tensors import PIECE, iterate_pieces, open_values, read_values, require_finite
 
 
 def external(folder: Path, array: NDArray[Any], *, offset: int) -> ir.ExternalTensor:
@@ -28,26 +29,30 @@ def external(folder: Path, array: NDArray[Any], *, offset: int) -> ir.ExternalTe
 def test_values_lie_where_the_tensor_says(tmp_path: Path, dtype: type) -> None:
     array: NDArray[Any] = np.arange(6).reshape(2, 3).astype(dtype)
     tensor = external(tmp_path, array, offset=16)
-    found = read_values(tensor)
-    np.testing.assert_array_equal(found, array)
-    assert found.dtype == array.dtype
+    for found in (read_values(tensor), open_values(tensor)):
+        np.testing.assert_array_equal(found, array)
+        assert found.dtype == array.dtype
     assert tensor.raw is None  # the file is not mapped
 
 
-def test_a_tensor_in_memory_is_itself() -> None:
+@pytest.mark.parametrize("read", [read_values, open_values])
+def test_a_tensor_in_memory_is_itself(read: Callable[[ir.TensorProtocol], NDArray[Any]]) -> None:
     array = np.arange(3, dtype=np.float32)
-    assert np.shares_memory(read_values(ir.tensor(array)), array)
+    assert np.shares_memory(read(ir.tensor(array)), array)
 
 
-def test_a_file_that_has_gone_or_shrunk_is_told(tmp_path: Path) -> None:
+@pytest.mark.parametrize("read", [read_values, open_values])
+def test_a_file_that_has_gone_or_shrunk_is_told(
+    tmp_path: Path, read: Callable[[ir.TensorProtocol], NDArray[Any]]
+) -> None:
     tensor = external(tmp_path, np.zeros(4, np.float32), offset=0)
     (tmp_path / "w.data").write_bytes(b"short")
     with pytest.raises(ModelError, match=r"the weights of 'w' end early in .*w\.data; it has been changed"):
-        read_values(tensor)
+        read(tensor)
     (tmp_path / "w.data").unlink()
     message = f"cannot read the weights of 'w' from {tmp_path / 'w.data'}: No such file or directory"
     with pytest.raises(ModelError, match=re.escape(message)):
-        read_values(tensor)
+        read(tensor)
 
 
 def test_a_value_that_is_not_finite_is_found_behind_the_first_piece() -> None:
@@ -69,3 +74,19 @@ def test_a_half_that_is_not_finite_is_found(value: float) -> None:
     halves[599, 598] = value
     with pytest.raises(ModelError, match="has 1 values that are infinite or not a number"):
         require_finite(halves, "w")
+
+
+@pytest.mark.parametrize("size", [0, 5, 2 * PIECE + 1])
+def test_pieces_are_the_values_in_their_order(tmp_path: Path, size: int) -> None:
+    array = np.arange(size, dtype=np.float32)
+    for tensor in (ir.tensor(array), external(tmp_path, array, offset=16)):
+        pieces = [piece.copy() for piece in iterate_pieces(tensor)]
+        assert all(0 < len(piece) <= PIECE for piece in pieces)
+        np.testing.assert_array_equal(np.concatenate([array[:0], *pieces]), array)
+
+
+def test_a_file_that_ends_in_a_later_piece_is_told(tmp_path: Path) -> None:
+    tensor = external(tmp_path, np.zeros(PIECE + 1, np.float32), offset=0)
+    (tmp_path / "w.data").write_bytes(bytes(4 * PIECE + 3))
+    with pytest.raises(ModelError, match=r"the weights of 'w' end early in .*w\.data; it has been changed"):
+        list(iterate_pieces(tensor))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from typing import Any
+from unittest.mock import patch
 
 import ml_dtypes
 import numpy as np
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from int8_encodings import int8_along
 from numpy.typing import NDArray
 
+from trtq.pipeline.rewrite import qparams as module
 from trtq.pipeline.rewrite.qparams import (
     QParams,
     choose_activation_qparams,
@@ -57,11 +59,17 @@ def _slow(values: NDArray[Any], scale: float) -> list[int]:
 
 
 @settings(max_examples=60, deadline=None)
-@given(seed=st.integers(0, 2**32 - 1), axis=st.sampled_from([None, 0, 1, 2]), size=st.integers(-6, 6))
-def test_codes_are_those_of_a_slow_reference(seed: int, axis: int | None, size: int) -> None:
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    axis=st.sampled_from([None, 0, 1, 2]),
+    size=st.integers(-6, 6),
+    piece=st.sampled_from([1, 40, 1 << 20]),
+)
+def test_codes_are_those_of_a_slow_reference(seed: int, axis: int | None, size: int, piece: int) -> None:
     weight = (np.random.default_rng(seed).standard_normal((3, 4, 5)) * 10.0**size).astype(np.float32)
     qparams = choose_weight_qparams(weight, int8_along(axis), "float32")
-    codes = quantize_array(weight, qparams)
+    with patch.object(module, "_PIECE", piece):
+        codes = quantize_array(weight, qparams)
     assert qparams.scale.shape == (() if axis is None else (weight.shape[axis],))
     if axis is None:
         assert codes.reshape(-1).tolist() == _slow(weight, float(qparams.scale))
