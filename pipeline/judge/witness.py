@@ -39,6 +39,8 @@ _LOWEST_HALF_DB, _LOWEST_QUANTIZED_DB = 35.0, 20.0
 """A half has 11 bits; and a code may be rounded to the next one where a product lies between two."""
 _NOISE = 1e-6
 """What a difference must exceed: a saturated sigmoid is off by as much, whatever it is itself."""
+_DOUBLE = "tensor(double)"
+"""Of the inputs of a file that is loaded to compute in FP32."""
 _MOST_OTHERS = 0.01
 """The share of integers, and of values that are not finite, that may differ: ties fall either way."""
 
@@ -216,8 +218,13 @@ def _take_feed(graph: Graph, batches: Batches) -> Arrays:
 def _run(session: Session, feed: Arrays) -> Arrays:
     """Returns the outputs, flat."""
     names = [item.name for item in session.get_outputs()]
-    taken = {item.name for item in session.get_inputs()}
-    arrays = run(session, names, {name: array for name, array in feed.items() if name in taken})
+    taken = {item.name: item.type for item in session.get_inputs()}
+    given = {
+        name: array.astype(np.float64) if taken[name] == _DOUBLE else array
+        for name, array in feed.items()
+        if name in taken
+    }
+    arrays = run(session, names, given)
     return {name: np.ravel(array) for name, array in zip(names, arrays, strict=True)}
 
 
