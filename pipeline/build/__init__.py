@@ -230,7 +230,7 @@ def _report(
     log: Log,
 ) -> Report:
     job = work.job
-    verdict = _join(_judge(job, comparison), speed)
+    verdict = _join(_judge(job, comparison, auto), speed)
     seen = comparison if comparison is not None else Comparison()
     return Report(
         schema_version=SCHEMA_VERSION,
@@ -274,8 +274,11 @@ def _join(accuracy: Verdict, speed: SpeedVerdict | None) -> Verdict:
     return Verdict(worst, tuple(text for item in verdicts if item.outcome == worst for text in item.reasons))
 
 
-def _judge(job: Job, comparison: Comparison | None) -> Verdict:
-    """Returns the verdict; a model that was compared with itself alone does not pass."""
+def _judge(job: Job, comparison: Comparison | None, auto: AutoReport | None) -> Verdict:
+    """Returns the verdict; a model that was compared with itself alone does not pass.
+
+    Where no choice of layers holds the gate, it has failed for what was asked, though floats hold it.
+    """
     if job.unrunnable:
         return Verdict(
             "unverified", (f"{job.unrunnable}, which ONNX Runtime cannot run: nothing was compared",)
@@ -285,6 +288,8 @@ def _judge(job: Job, comparison: Comparison | None) -> Verdict:
     verdict = judge(
         comparison, job.spec.accuracy, candidate=name, is_random=job.is_random, is_inexact=inexact
     )
+    if verdict.outcome == "pass" and auto is not None and auto.quantized_macs == 0:
+        return Verdict("fail", (auto.outcome,))
     if verdict.outcome == "pass" and (nothing := _find_nothing_done(job)):
         return Verdict("unverified", (f"{nothing}: float was compared with float",))
     if verdict.outcome != "pass" or not job.is_as_given or job.spec.evaluation.reference is not None:
