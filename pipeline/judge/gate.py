@@ -284,7 +284,11 @@ def _explain_part(item: OutputComparison, gate: AccuracySpec) -> str:
     elif item.low_cosine < low:
         found, wanted = f"{item.low_cosine:.4f} or less in a twentieth of its samples", low
     elif item.entry_cosine < (least_entry := max(LOST_ENTRY, 1 - ENTRY_FACTOR * (1 - wanted))):
-        found = f"{item.entry_cosine:.4f} or less by the noise in a tenth of its channels, tokens or columns"
+        place, size = item.entry
+        found = (
+            f"{item.entry_cosine:.4f} by the noise in some of its channels, tokens or columns, such as index "
+            f"{place} of {size}"
+        )
         wanted = least_entry
     else:
         least = _find_least_db(gate)

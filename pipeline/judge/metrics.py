@@ -5,6 +5,7 @@ from __future__ import annotations
 import heapq
 import math
 from array import array
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trtq.pipeline.judge.change import OutputChange, holds_names
-from trtq.pipeline.judge.entries import EntrySums, find_noise_ratio, measure_entries, merge_entries
+from trtq.pipeline.judge.entries import EntrySums, find_low_entry, measure_entries, merge_entries
 from trtq.pipeline.judge.steady import Mask, find_apart, split_by_sample
 from trtq.records import OutputComparison, WorstSample, cosine_of_noise
 from trtq.sums import sum_products
@@ -102,6 +103,7 @@ def measure_batch(
     steady: Mask | None = None,
     is_scores: bool = True,
     are_names: bool | None = None,
+    places: Collection[int] = (),
 ) -> BatchMarks:
     """Returns what one batch of outputs of the same shape says.
 
@@ -115,6 +117,7 @@ def measure_batch(
         steady: Which values hardly change between samples; of the shape of a sample or of its last axis.
         is_scores: Whether a float table of it holds scores of classes, as an embedding does not.
         are_names: Whether the values are truths, classes or indices; None: their type tells.
+        places: The axes that are places of a picture, of an output whose samples are first.
     """
     same = np.empty(0, bool)
     if is_scores and _has_scores(reference):
@@ -123,9 +126,12 @@ def measure_batch(
     are_names = holds_names(reference) if are_names is None else are_names
     apart = np.zeros(rows.shape, bool) if are_names else find_apart(rows, steady)
     pairs = zip(candidate.reshape(rows.shape), rows, apart, strict=True)
+    own_places = {axis - int(rows.ndim == reference.ndim) for axis in places}
     with np.errstate(invalid="ignore", over="ignore"):
         samples = tuple(
-            _measure_sample(rows.shape[1:], *(item.reshape(-1) for item in found), are_names=are_names)
+            _measure_sample(
+                rows.shape[1:], *(item.reshape(-1) for item in found), own_places, are_names=are_names
+            )
             for found in pairs
         )
     return BatchMarks(samples, num_samples, same.size, int(same.sum()), are_names)
@@ -136,6 +142,7 @@ def _measure_sample(
     candidate: NDArray[Any],
     reference: NDArray[Any],
     apart: Mask,
+    places: Collection[int],
     *,
     are_names: bool,
 ) -> SampleMarks:
@@ -151,7 +158,7 @@ def _measure_sample(
     error = np.abs(ours - theirs)
     absolute, largest = float(error.sum()), float(error.max(initial=0.0))
     aside = None
-    entries = () if are_names else measure_entries(error, theirs, shape, apart)
+    entries = () if are_names else measure_entries(error, theirs, shape, apart, places)
     if are_names:
         ours, theirs = _as_vectors(ours == theirs)
     elif apart.any():
@@ -250,6 +257,7 @@ class OutputMetrics:
         worst = tuple(WorstSample(-rank if rank <= 1 else math.nan, -place) for rank, place in self.worst)
         ordered = self._sort_cosines()
         change = change or OutputChange()
+        low = find_low_entry(self.entries)
         is_dead = change.is_clear and answers is not None and not answers.varies and self.nonfinite == 0
         return OutputComparison(
             candidate,
@@ -272,7 +280,8 @@ class OutputMetrics:
             is_change_known=change.spread is not None,
             known=self.known / self.size if self.size else 0.0,
             part=part,
-            entry_cosine=cosine_of_noise(_to_decibels(1.0, find_noise_ratio(self.entries))),
+            entry_cosine=cosine_of_noise(_to_decibels(1.0, low.ratio)),
+            entry=(low.place, low.size),
         )
 
     def _find_noise(self, change: OutputChange) -> float:

@@ -149,8 +149,15 @@ def _list_measurements(
             ours, theirs = _select_output(seen, candidate, reference, key)
             is_scores = not part and rules.holds_scores[output]
             steady = rules.steady.get(key)
-            names = views.names.get(key)
-            task = partial(measure_batch, steady=steady, is_scores=is_scores, are_names=names)
+            is_alike = theirs.ndim == seen[reference][output, ""].ndim  # a part may have fewer axes
+            places = views.places.get(output, ()) if is_alike else ()
+            task = partial(
+                measure_batch,
+                steady=steady,
+                is_scores=is_scores,
+                are_names=views.names.get(key),
+                places=places,
+            )
             yield place, partial(task, ours, theirs, number)
             if not part and (name := rules.tokens[output]) is not None:
                 mask = find_mask(inputs[name], inputs)

@@ -22,6 +22,7 @@ from trtq.pipeline.graph.open_sizes import find_open_sizes
 from trtq.pipeline.judge.drawn import find_drawn
 from trtq.pipeline.judge.origins import find_origins, name_part
 from trtq.pipeline.judge.parts import is_computed, is_joined, list_parts
+from trtq.pipeline.judge.places import find_places
 from trtq.pipeline.judge.steady import split_by_sample
 
 Key: TypeAlias = tuple[str, str]
@@ -51,6 +52,7 @@ class OutputViews:
         open_sizes: The outputs whose size depends on values, as behind NonMaxSuppression.
         drawn: The outputs that differ from run to run, and the nodes that draw random numbers for them.
         names: Whether an output or a part holds names, such as indices, or amounts, where that is known.
+        places: The axes of an output that are places of a picture; of none whose samples are not first.
     """
 
     axes: Mapping[str, int] = field(default_factory=dict)
@@ -58,6 +60,7 @@ class OutputViews:
     open_sizes: Collection[str] = ()
     names: Mapping[Key, bool] = field(default_factory=dict)
     drawn: Mapping[str, str] = field(default_factory=dict)
+    places: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
     def see(
         self, outputs: Mapping[str, NDArray[Any]], inputs: Mapping[str, NDArray[Any]], num_samples: int
@@ -91,7 +94,9 @@ def create_views(model: ir.Model) -> OutputViews:
     labels = PartLabels(model, joined) if joined else None
     opened = find_open_sizes(model).intersection(model.graph.outputs)
     sizes = {str(value.name) for value in opened}
-    return OutputViews(find_sample_axes(model), labels, sizes, find_origins(model), find_drawn(model))
+    axes = find_sample_axes(model)
+    places = {name: found for name, found in find_places(model).items() if name not in axes}
+    return OutputViews(axes, labels, sizes, find_origins(model), find_drawn(model), places)
 
 
 def find_sample_axes(model: ir.Model) -> dict[str, int]:

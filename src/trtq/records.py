@@ -67,7 +67,8 @@ class OutputComparison:
         part: The tensor that is joined to others to give the output, such as boxes beside scores; empty: the
             whole output.
         entry_cosine: By the noise of each entry of an axis of a sample, such as a channel, token or column,
-            the cosine below which a tenth of them lies; of the worst axis.
+            the cosine below which a tenth of them lies, or that of one that is lost; of the worst axis.
+        entry: The place of that entry, and how many its axis has.
     """
 
     candidate: str
@@ -91,6 +92,7 @@ class OutputComparison:
     part: str = ""
     is_change_known: bool = True
     entry_cosine: Measured = 1.0
+    entry: tuple[int, int] = (0, 0)
 
     def __post_init__(self) -> None:
         """Takes a ratio that is NaN beside a finite cosine, as a file has it, for the infinite one it was."""

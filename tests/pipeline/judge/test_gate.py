@@ -331,11 +331,11 @@ def test_a_gate_that_wants_equal_outputs_says_what_fails() -> None:
 
 @pytest.mark.parametrize(("cosine", "outcome"), [(0.76, "pass"), (0.74, "fail"), (0.5, "fail")])
 def test_entries_that_are_lost_beside_louder_ones_fail(cosine: float, outcome: str) -> None:
-    output = replace(_pair("int8", "fp32", 0.9999), entry_cosine=cosine)
+    output = replace(_pair("int8", "fp32", 0.9999), entry_cosine=cosine, entry=(3, 32))
     for gate in (_GATE, replace(_GATE, min_cosine=0.9)):
         verdict = judge(_comparison(output), gate, candidate="int8")
         assert verdict.outcome == outcome
-        words = f"{cosine:.4f} or less by the noise in a tenth of its channels, tokens or columns, where"
+        words = f"{cosine:.4f} by the noise in some of its channels, tokens or columns, such as index 3 of 32"
         assert all(words in reason for reason in verdict.reasons)
 
 
