@@ -130,9 +130,14 @@ def measure_batch(
     with np.errstate(invalid="ignore", over="ignore"):
         samples = tuple(
             _measure_sample(
-                rows.shape[1:], *(item.reshape(-1) for item in found), own_places, are_names=are_names
+                rows.shape[1:],
+                ours.reshape(-1),
+                theirs.reshape(-1),
+                aside.reshape(-1),
+                own_places,
+                are_names=are_names,
             )
-            for found in pairs
+            for ours, theirs, aside in pairs
         )
     return BatchMarks(samples, num_samples, same.size, int(same.sum()), are_names)
 
