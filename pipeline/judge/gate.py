@@ -267,6 +267,11 @@ def _explain_cosine(item: OutputComparison, gate: AccuracySpec) -> str:
             f"{_name(item)} of {item.candidate} is the same for all samples, where that of "
             f"{item.reference} differs"
         )
+    if item.lost is not None and item.judged_cosine >= gate.min_cosine:
+        return (
+            f"{_name(item)} has {item.cosine:.4f} of its places as {item.reference} has them, but class "
+            f"{item.lost.number} in {item.lost.found} of {item.lost.count} only; worst samples: {worst}"
+        )
     found = f"cosine {item.cosine:.4f} to {item.reference}, the gate requires {gate.min_cosine:g}"
     if item.cosine >= gate.min_cosine:
         found = f"cosine {item.cosine:.4f} to {item.reference} as a whole, but {_explain_part(item, gate)}"
@@ -324,4 +329,4 @@ def _blame_repairs(item: OutputComparison) -> str:
 
 
 def _holds(item: OutputComparison, gate: AccuracySpec) -> bool:
-    return item.judged_cosine >= gate.min_cosine and not item.is_dead  # NaN does not
+    return item.judged_cosine >= gate.min_cosine and not item.is_dead and item.lost is None  # NaN does not

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trtq.pipeline.judge.change import OutputChange, holds_names
+from trtq.pipeline.judge.classes import ClassCounts, count_classes
 from trtq.pipeline.judge.entries import EntrySums, find_low_entry, measure_entries, merge_entries
 from trtq.pipeline.judge.steady import Mask, find_apart, split_by_sample
 from trtq.records import OutputComparison, WorstSample, cosine_of_noise
@@ -71,6 +72,7 @@ class SampleMarks:
         count: How many are finite in the reference.
         nonfinite: How many of these are not in the candidate.
         entries: Of each axis, where these are amounts.
+        classes: Where these are names of a few kinds.
     """
 
     judged: Sums
@@ -82,6 +84,7 @@ class SampleMarks:
     count: int
     nonfinite: int
     entries: tuple[EntrySums, ...] = ()
+    classes: ClassCounts | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,12 +167,15 @@ def _measure_sample(
     absolute, largest = float(error.sum()), float(error.max(initial=0.0))
     aside = None
     entries = () if are_names else measure_entries(error, theirs, shape, apart, places)
+    classes = None
     if are_names:
+        classes = count_classes(theirs, ours == theirs)
         ours, theirs = _as_vectors(ours == theirs)
     elif apart.any():
         aside = _sum(ours[apart], theirs[apart])
         ours, theirs = ours[~apart], theirs[~apart]
-    return SampleMarks(_sum(ours, theirs), aside, absolute, largest, size, known, fine, nonfinite, entries)
+    sums = _sum(ours, theirs)
+    return SampleMarks(sums, aside, absolute, largest, size, known, fine, nonfinite, entries, classes)
 
 
 @dataclass(slots=True)
@@ -196,6 +202,8 @@ class OutputMetrics:
     silent: array[float] = field(default_factory=lambda: array("d"))
     are_names: bool = False
     entries: tuple[EntrySums | None, ...] | None = None
+    classes: ClassCounts | None = None
+    are_classes: bool = True
 
     def add(self, marks: BatchMarks) -> None:
         """Takes in what `measure_batch` returned for one more batch."""
@@ -215,6 +223,7 @@ class OutputMetrics:
         if marks.apart is not None:
             self.apart.add(marks.apart)
         self.entries = merge_entries(self.entries, marks.entries)
+        self._add_classes(marks.classes)
         sums = marks.judged
         self.judged.add(sums)
         rank = -sums.cosine if math.isfinite(sums.cosine) else 2.0  # not finite is worse than opposite
@@ -225,6 +234,14 @@ class OutputMetrics:
             self.powers.append(sums.reference_squares)
         else:
             self.silent.append(sums.candidate_squares)
+
+    def _add_classes(self, classes: ClassCounts | None) -> None:
+        """Takes in the classes of one more sample; where one has other numbers, none are classes."""
+        self.are_classes = self.are_classes and classes is not None
+        if classes is None or not self.are_classes:
+            self.classes = None
+        else:
+            self.classes = classes if self.classes is None else self.classes.merge(classes)
 
     def count_below(self, cosine: float) -> int:
         """Returns how many samples have a lower cosine; not those where nothing should be."""
@@ -287,6 +304,7 @@ class OutputMetrics:
             part=part,
             entry_cosine=cosine_of_noise(_to_decibels(1.0, low.ratio)),
             entry=(low.place, low.size),
+            lost=None if self.classes is None else self.classes.find_lost(),
         )
 
     def _find_noise(self, change: OutputChange) -> float:

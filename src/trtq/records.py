@@ -32,6 +32,21 @@ class WorstSample:
 
 
 @dataclass(frozen=True, slots=True)
+class LostClass:
+    """A class that a candidate finds in less than half of its places.
+
+    Attributes:
+        number: The class.
+        found: In how many places it was found.
+        count: In how many it is.
+    """
+
+    number: int
+    found: int
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
 class OutputComparison:
     """One output of a candidate against the same output of a reference, over all the data.
 
@@ -69,6 +84,7 @@ class OutputComparison:
         entry_cosine: By the noise of each entry of an axis of a sample, such as a channel, token or column,
             the cosine below which a tenth of them lies, or that of one that is lost; of the worst axis.
         entry: The place of that entry, and how many its axis has.
+        lost: Of an output of classes, the one that lost most places, if less than half of it is found.
     """
 
     candidate: str
@@ -93,6 +109,7 @@ class OutputComparison:
     is_change_known: bool = True
     entry_cosine: Measured = 1.0
     entry: tuple[int, int] = (0, 0)
+    lost: LostClass | None = None
 
     def __post_init__(self) -> None:
         """Takes a ratio that is NaN beside a finite cosine, as a file has it, for the infinite one it was."""

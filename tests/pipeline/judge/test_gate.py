@@ -11,7 +11,7 @@ from trtq.models.spec import AccuracySpec
 from trtq.pipeline.judge.compare import Comparison
 from trtq.pipeline.judge.gate import Verdict, judge, judge_pair, list_checks
 from trtq.pipeline.judge.tally import UnevenOutput
-from trtq.records import OutputComparison, WorstSample, cosine_of_noise
+from trtq.records import LostClass, OutputComparison, WorstSample, cosine_of_noise
 
 _GATE = AccuracySpec(min_cosine=0.99, max_drop=1.0)
 
@@ -381,3 +381,10 @@ def test_values_that_are_too_small_or_too_large_fail_though_their_cosine_is_1() 
 )
 def test_noise_has_a_cosine(sqnr_db: float, cosine: float) -> None:
     assert cosine_of_noise(sqnr_db) == pytest.approx(cosine)
+
+
+def test_a_lost_class_fails_though_nearly_all_places_are_right() -> None:
+    output = replace(_pair("int8", "fp32", 0.9999), lost=LostClass(4, 3, 595))
+    verdict = judge(_comparison(output), _GATE, candidate="int8")
+    assert verdict.outcome == "fail"
+    assert "has 0.9999 of its places as fp32 has them, but class 4 in 3 of 595 only; w" in verdict.reasons[0]
