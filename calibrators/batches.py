@@ -286,12 +286,24 @@ def check_feed(feed: Feed, inputs: Sequence[TensorSpec], extra: Sequence[str] = 
         _check_array(feed, spec)
 
 
+def _advise_type(array: NDArray[Any], spec: TensorSpec) -> str:
+    """Returns how to convert an array without making other numbers of it."""
+    takes_floats = "float" in spec.dtype
+    is_picture = array.dtype == np.uint8 and takes_floats
+    if not takes_floats and array.dtype.kind == "f" and (array != np.rint(array)).any():
+        return (
+            f"its values from {array.min():g} to {array.max():g} are not whole, and a cast would cut them "
+            "off; give what the model takes, such as pixels from 0 to 255"
+        )
+    words = f"convert it with .astype({spec.dtype!r})"
+    return f"{words}, and scale it as for the model's training, such as / 255" if is_picture else words
+
+
 def _check_array(feed: Feed, spec: TensorSpec) -> None:
     array, what = feed.arrays[spec.name], f"input {spec.name!r} of {feed.source}"
     if array.dtype.name != spec.dtype:
         raise DataError(
-            f"{what} is {array.dtype.name}, the model expects {spec.dtype}; convert it with "
-            f".astype({spec.dtype!r})"
+            f"{what} is {array.dtype.name}, the model expects {spec.dtype}; {_advise_type(array, spec)}"
         )
     if not spec.fits(array.shape):
         raise DataError(

@@ -115,7 +115,7 @@ def test_further_arrays_may_be_there_or_not() -> None:
     check_feed(_feed(mask=mask), [MASK], ["labels"])
 
 
-@pytest.mark.parametrize("dtype", ["float64", "uint8", "bool"])
+@pytest.mark.parametrize("dtype", ["float64", "int8", "bool"])
 def test_another_dtype_is_refused_with_the_way_out(dtype: str) -> None:
     with pytest.raises(
         DataError,
@@ -123,6 +123,21 @@ def test_another_dtype_is_refused_with_the_way_out(dtype: str) -> None:
         r".astype\('float32'\)$",
     ):
         check_feed(_feed(image=np.zeros((4, 2, 3), dtype)), [IMAGE])
+
+
+def test_pixels_are_scaled_and_not_only_cast() -> None:
+    with pytest.raises(
+        DataError, match=r"with .astype\('float32'\), and scale it as for the model's training"
+    ):
+        check_feed(_feed(image=np.zeros((4, 2, 3), np.uint8)), [IMAGE])
+
+
+def test_no_cast_is_advised_that_leaves_nothing_of_the_values() -> None:
+    halves = np.full(4, 0.5, np.float32)
+    with pytest.raises(
+        DataError, match=r"int64; its values from 0.5 to 0.5 are not whole, and a cast would c"
+    ):
+        check_feed(_feed(mask=halves), [MASK])
 
 
 @pytest.mark.parametrize("dtype", ["<f2", ">f2", ">f4", "<f8", ">f8"])

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from compared_arrays import compare_arrays
+from numpy.typing import NDArray
 
 from trtq.records import LostClass
 
 
-def _draw(rare: int, dtype: type = np.int64) -> np.ndarray:
+def _draw(rare: int, dtype: type[np.integer[Any]] = np.int64) -> NDArray[Any]:
     """Returns maps of two classes, one in these places of all."""
-    found = np.random.default_rng(0).integers(0, 2, (16, 32, 32)).astype(dtype)
+    found = np.asarray(np.random.default_rng(0).integers(0, 2, (16, 32, 32)), dtype)
     found.reshape(-1)[5 : 5 + 7 * rare : 7] = 2
     return found
 
 
 @pytest.mark.parametrize("dtype", [np.int64, np.int32])
-def test_a_rare_class_that_is_lost_is_named(dtype: type) -> None:
+def test_a_rare_class_that_is_lost_is_named(dtype: type[np.integer[Any]]) -> None:
     reference = _draw(100, dtype)
     candidate = np.where(reference == 2, 0, reference)
     candidate.reshape(-1)[5 : 5 + 7 * 30 : 7] = 2
