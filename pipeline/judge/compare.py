@@ -147,6 +147,8 @@ def compare_models(
     tally = Tally(None if labels is None else Scores(labels, names))
     seen = _run_here(work, batches) if own_workers is None else _share(work, batches, own_workers)
     num_samples, samples, pasts, is_settled = 0, list[str](), set[str](), False
+    ranked = {*work.views.ranked} if labels is not None and labels.is_own else set[str]()
+    undecided = {*work.views.open_sizes, *ranked}
     with closing(seen):
         for item in seen:
             tally.add(item.marks)
@@ -154,13 +156,15 @@ def compare_models(
             num_samples += item.num_samples
             samples += item.names or [""] * item.num_samples
             progress(item.num_samples)
-            if failure is not None and failure.has_failed(tally, batches, work.views.open_sizes):
+            if failure is not None and failure.has_failed(tally, batches, undecided):
                 is_settled = True
                 break
     scores = tally.scores
+    accuracy = scores.result() if scores is not None else {}
+    scored = scores.outputs if scores is not None else ()
     return Comparison(
-        tally.compare_outputs(samples),
-        scores.result() if scores is not None else {},
+        _mark_ranked(tally.compare_outputs(samples), work.views.ranked, ranked.intersection(scored)),
+        accuracy,
         num_samples,
         batches.origin,
         tally.compare_logits(),
@@ -169,11 +173,21 @@ def compare_models(
         (
             *(scores.doubts() if scores is not None else ()),
             *work.doubt_caches(pasts),
-            *doubt_drawn(work.views.drawn, scores.outputs if scores is not None else ()),
+            *doubt_drawn(work.views.drawn, scored),
         ),
-        scores.outputs if scores is not None else (),
+        scored,
         tally.list_uneven(),
         is_settled,
+    )
+
+
+def _mark_ranked(
+    outputs: Sequence[OutputComparison], ranked: Collection[str], left: Collection[str]
+) -> tuple[OutputComparison, ...]:
+    """Returns the comparisons, of which those of ranked outputs say so; these are left to a metric."""
+    return tuple(
+        replace(item, is_ranked=item.output in ranked, is_left_to_metric=item.output in left)
+        for item in outputs
     )
 
 

@@ -196,7 +196,8 @@ def _check_output(item: OutputComparison, gate: AccuracySpec) -> Check:
     """Returns what the gate says of one output against one reference."""
     name = f"cosine of {_name(item)} to {item.reference}"
     if _holds(item, gate):
-        return Check(name, "pass", f"{item.judged_cosine:.5f}, the gate requires {gate.min_cosine:g}")
+        told = "left to the metric" if item.is_left_to_metric else f"the gate requires {gate.min_cosine:g}"
+        return Check(name, "pass", f"{item.judged_cosine:.5f}, {told}")
     return Check(name, "fail", _explain_cosine(item, gate))
 
 
@@ -275,7 +276,8 @@ def _explain_cosine(item: OutputComparison, gate: AccuracySpec) -> str:
     found = f"cosine {item.cosine:.4f} to {item.reference}, the gate requires {gate.min_cosine:g}"
     if item.cosine >= gate.min_cosine:
         found = f"cosine {item.cosine:.4f} to {item.reference} as a whole, but {_explain_part(item, gate)}"
-    return f"{_name(item)} has {found}; worst samples: {worst}"
+    order = "; its rows are in the order of a TopK: a custom metric that reads it can compare the objects"
+    return f"{_name(item)} has {found}{order if item.is_ranked else ''}; worst samples: {worst}"
 
 
 def _explain_part(item: OutputComparison, gate: AccuracySpec) -> str:
@@ -329,4 +331,6 @@ def _blame_repairs(item: OutputComparison) -> str:
 
 
 def _holds(item: OutputComparison, gate: AccuracySpec) -> bool:
-    return item.judged_cosine >= gate.min_cosine and not item.is_dead and item.lost is None  # NaN does not
+    if item.is_dead or math.isnan(item.judged_cosine):
+        return False
+    return item.is_left_to_metric or (item.judged_cosine >= gate.min_cosine and item.lost is None)

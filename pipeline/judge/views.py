@@ -23,6 +23,7 @@ from trtq.pipeline.judge.drawn import find_drawn
 from trtq.pipeline.judge.origins import find_origins, name_part
 from trtq.pipeline.judge.parts import is_computed, is_joined, list_parts
 from trtq.pipeline.judge.places import find_places
+from trtq.pipeline.judge.ranked import find_ranked
 from trtq.pipeline.judge.steady import split_by_sample
 
 Key: TypeAlias = tuple[str, str]
@@ -53,6 +54,7 @@ class OutputViews:
         drawn: The outputs that differ from run to run, and the nodes that draw random numbers for them.
         names: Whether an output or a part holds names, such as indices, or amounts, where that is known.
         places: The axes of an output that are places of a picture; of none whose samples are not first.
+        ranked: The outputs whose rows a TopK has ordered.
     """
 
     axes: Mapping[str, int] = field(default_factory=dict)
@@ -61,6 +63,7 @@ class OutputViews:
     names: Mapping[Key, bool] = field(default_factory=dict)
     drawn: Mapping[str, str] = field(default_factory=dict)
     places: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    ranked: Collection[str] = ()
 
     def see(
         self, outputs: Mapping[str, NDArray[Any]], inputs: Mapping[str, NDArray[Any]], num_samples: int
@@ -96,7 +99,8 @@ def create_views(model: ir.Model) -> OutputViews:
     sizes = {str(value.name) for value in opened}
     axes = find_sample_axes(model)
     places = {name: found for name, found in find_places(model).items() if name not in axes}
-    return OutputViews(axes, labels, sizes, find_origins(model), find_drawn(model), places)
+    origins, drawn, ranked = find_origins(model), find_drawn(model), find_ranked(model)
+    return OutputViews(axes, labels, sizes, origins, drawn, places, ranked)
 
 
 def find_sample_axes(model: ir.Model) -> dict[str, int]:
