@@ -19,7 +19,7 @@ _LOW_SHARE = 0.1
 """The low entry is the one that this share of the entries of an axis lies below."""
 _ROUNDING = 1e-12
 """An entry with less than this share of the squares of the loudest may be what is left of rounding."""
-_SCORE_NOISE = 0.05
+SCORE_NOISE = 0.05
 """Scores from 0 to 1 that are off by less are near: of a class that no sample shows, all are nearly 0."""
 _AS_LOUD = 0.1
 """An entry is as loud as others if what varies of it has this share of the squares of the middle one."""
@@ -72,7 +72,7 @@ class EntrySums:
         if not loud.any():
             return LowEntry()
         are_scores = (self.least >= 0) & (self.most <= 1)
-        near = are_scores & (self.errors <= _SCORE_NOISE**2 * self.count)
+        near = are_scores & (self.errors <= SCORE_NOISE**2 * self.count)
         noise = np.where(near | ~loud, 0.0, self.errors)
         with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
             ratios = np.where(loud, noise / self._find_signals(), 0.0)

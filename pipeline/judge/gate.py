@@ -120,6 +120,12 @@ def _doubt_output(item: OutputComparison, gate: AccuracySpec, *, is_scored: bool
             f"samples ({item.change_db:.1f} dB), so a constant output would score {nearly}as well; give "
             "samples that differ more, or labels"
         )
+    if item.quiet_change_db is not None and item.quiet_change_db < least:
+        return (
+            f"a few samples with large values of {_name(item)} hide the others: on nine in ten the error of "
+            f"{item.candidate} is nearly as large as the difference between them "
+            f"({item.quiet_change_db:.1f} dB); give labels, or a metric that says what counts"
+        )
     return ""
 
 

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from trtq.pipeline.judge.change import OutputChange, holds_names
 from trtq.pipeline.judge.classes import ClassCounts, count_classes
 from trtq.pipeline.judge.entries import EntrySums, find_low_entry, measure_entries, merge_entries
+from trtq.pipeline.judge.lone import find_quiet_change
 from trtq.pipeline.judge.steady import Mask, find_apart, split_by_sample
 from trtq.records import OutputComparison, WorstSample, cosine_of_noise
 from trtq.sums import sum_products
@@ -73,6 +74,7 @@ class SampleMarks:
         nonfinite: How many of these are not in the candidate.
         entries: Of each axis, where these are amounts.
         classes: Where these are names of a few kinds.
+        lone: The reference and the error where it is one amount.
     """
 
     judged: Sums
@@ -85,6 +87,7 @@ class SampleMarks:
     nonfinite: int
     entries: tuple[EntrySums, ...] = ()
     classes: ClassCounts | None = None
+    lone: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,8 +177,11 @@ def _measure_sample(
     elif apart.any():
         aside = _sum(ours[apart], theirs[apart])
         ours, theirs = ours[~apart], theirs[~apart]
-    sums = _sum(ours, theirs)
-    return SampleMarks(sums, aside, absolute, largest, size, known, fine, nonfinite, entries, classes)
+    is_lone = ours.size == 1 and fine == 1 and not are_names
+    return SampleMarks(
+        _sum(ours, theirs), aside, absolute, largest, size, known, fine, nonfinite, entries, classes,
+        lone=(float(theirs[0]), absolute) if is_lone else None,
+    )  # fmt: skip
 
 
 @dataclass(slots=True)
@@ -204,6 +210,7 @@ class OutputMetrics:
     entries: tuple[EntrySums | None, ...] | None = None
     classes: ClassCounts | None = None
     are_classes: bool = True
+    lone: tuple[array[float], array[float]] = field(default_factory=lambda: (array("d"), array("d")))
 
     def add(self, marks: BatchMarks) -> None:
         """Takes in what `measure_batch` returned for one more batch."""
@@ -224,6 +231,9 @@ class OutputMetrics:
             self.apart.add(marks.apart)
         self.entries = merge_entries(self.entries, marks.entries)
         self._add_classes(marks.classes)
+        if marks.lone is not None:
+            for numbers, value in zip(self.lone, marks.lone, strict=True):
+                numbers.append(value)
         sums = marks.judged
         self.judged.add(sums)
         rank = -sums.cosine if math.isfinite(sums.cosine) else 2.0  # not finite is worse than opposite
@@ -279,7 +289,7 @@ class OutputMetrics:
         worst = tuple(WorstSample(-rank if rank <= 1 else math.nan, -place) for rank, place in self.worst)
         ordered = self._sort_cosines()
         change = change or OutputChange()
-        low = find_low_entry(self.entries)
+        low, quiet = find_low_entry(self.entries), find_quiet_change(*self.lone)
         is_dead = change.is_clear and answers is not None and not answers.varies and self.nonfinite == 0
         return OutputComparison(
             candidate,
@@ -299,6 +309,7 @@ class OutputMetrics:
             varies=change.varies,
             is_dead=is_dead,
             change_db=_compare_change(change.spread, self._find_noise(change)),
+            quiet_change_db=None if quiet is None else _compare_change(*quiet),
             is_change_known=change.spread is not None,
             known=self.known / self.size if self.size else 0.0,
             part=part,

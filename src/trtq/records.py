@@ -85,6 +85,8 @@ class OutputComparison:
             the cosine below which a tenth of them lies, or that of one that is lost; of the worst axis.
         entry: The place of that entry, and how many its axis has.
         lost: Of an output of classes, the one that lost most places, if less than half of it is found.
+        quiet_change_db: Like `change_db`, of the nine in ten samples that are nearest the middle one, where
+            each is one number; None where that does not tell.
         is_ranked: Whether a TopK decides the order of its rows.
         is_left_to_metric: Whether a metric of the user's own vouches for such an output, so that only values
             that are not finite, and an output that is the same for all samples, count against it.
@@ -113,6 +115,7 @@ class OutputComparison:
     entry_cosine: Measured = 1.0
     entry: tuple[int, int] = (0, 0)
     lost: LostClass | None = None
+    quiet_change_db: float | None = None
     is_ranked: bool = False
     is_left_to_metric: bool = False
 

@@ -388,3 +388,12 @@ def test_a_lost_class_fails_though_nearly_all_places_are_right() -> None:
     verdict = judge(_comparison(output), _GATE, candidate="int8")
     assert verdict.outcome == "fail"
     assert "has 0.9999 of its places as fp32 has them, but class 4 in 3 of 595 only; w" in verdict.reasons[0]
+
+
+def test_large_numbers_of_a_few_samples_leave_the_others_unverified_unless_labels_tell() -> None:
+    output = replace(_pair("int8", "fp32", 0.9999), quiet_change_db=1.2)
+    verdict = judge(_comparison(output), _GATE, candidate="int8")
+    assert verdict.outcome == "unverified"
+    assert "hide the others: on nine in ten the error of int8 is nearly as large as" in verdict.reasons[0]
+    scored = replace(_comparison(output), scored=(output.output,))
+    assert judge(scored, _GATE, candidate="int8").outcome == "pass"
