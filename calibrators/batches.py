@@ -15,6 +15,8 @@ from trtq.errors import DataError
 from trtq.models.preprocess import Preprocess
 from trtq.models.signature import TensorSpec, show_shape
 
+ONE_BATCH_EACH = "for inputs without an axis of samples give a folder of .npz files, one batch each"
+
 _ADVICE = "say how many samples are used with --calib-samples (--eval-samples for evaluation data)"
 _MOST_FEEDS = 20_000
 """Of data whose length nobody knows, where no number of samples is given."""
@@ -299,6 +301,16 @@ def _advise_type(array: NDArray[Any], spec: TensorSpec) -> str:
     return f"{words}, and scale it as for the model's training, such as / 255" if is_picture else words
 
 
+def _advise_shape(array: NDArray[Any], spec: TensorSpec) -> str:
+    """Returns how to bring an array into the shape of an input."""
+    if len(spec.shape) < 2 and array.ndim == len(spec.shape) + 1:
+        return ONE_BATCH_EACH
+    if len(spec.shape) not in (3, 4):
+        return "give the samples as the model takes them"
+    keys = "`resize`, `channels` and `layout` in [preprocess] of model.toml"
+    return f"resize the samples, or set {keys} for images"
+
+
 def _check_array(feed: Feed, spec: TensorSpec) -> None:
     array, what = feed.arrays[spec.name], f"input {spec.name!r} of {feed.source}"
     if array.dtype.name != spec.dtype:
@@ -308,8 +320,7 @@ def _check_array(feed: Feed, spec: TensorSpec) -> None:
     if not spec.fits(array.shape):
         raise DataError(
             f"{what} has shape {show_shape(array.shape)}, the model expects {show_shape(spec.shape)}; "
-            "resize the samples, or set `resize`, `channels` and `layout` in [preprocess] of "
-            "model.toml for images"
+            f"{_advise_shape(array, spec)}"
         )
     if array.shape[:1] == (0,) and spec.shape[:1] != (0,):  # else a cache that holds nothing yet
         raise DataError(f"{what} is empty: shape {show_shape(array.shape)}")

@@ -186,6 +186,16 @@ def test_another_shape_is_refused(shape: tuple[int, ...], shown: str) -> None:
         check_feed(_feed(image=np.zeros(shape, np.float32)), [IMAGE])
 
 
+def test_what_is_no_picture_is_told_no_way_to_resize_it() -> None:
+    threshold = replace(MASK, dtype="float32", shape=())
+    with pytest.raises(
+        DataError, match=r"expects \(\); for inputs without an axis of samples give a folder of"
+    ):
+        check_feed(_feed(mask=np.zeros(4, np.float32)), [threshold])
+    with pytest.raises(DataError, match=r"expects \(N, 7\); give the samples as the model takes them$"):
+        check_feed(_feed(mask=np.zeros((4, 8), np.float32)), [replace(threshold, shape=("N", 7))])
+
+
 def test_an_additive_mask_may_hold_minus_infinity() -> None:
     image = np.zeros((4, 2, 3), np.float32)
     image[1, 1] = -np.inf
