@@ -39,6 +39,7 @@ from trtq.pipeline.judge.tally import (
     Tally,
     UnevenOutput,
     find_rules,
+    mark_outputs,
     measure_feed,
 )
 from trtq.pipeline.judge.views import Key, OutputViews
@@ -163,7 +164,7 @@ def compare_models(
     accuracy = scores.result() if scores is not None else {}
     scored = scores.outputs if scores is not None else ()
     return Comparison(
-        _mark_ranked(tally.compare_outputs(samples), work.views.ranked, ranked.intersection(scored)),
+        mark_outputs(tally.compare_outputs(samples), work.views, ranked.intersection(scored)),
         accuracy,
         num_samples,
         batches.origin,
@@ -178,16 +179,6 @@ def compare_models(
         scored,
         tally.list_uneven(),
         is_settled,
-    )
-
-
-def _mark_ranked(
-    outputs: Sequence[OutputComparison], ranked: Collection[str], left: Collection[str]
-) -> tuple[OutputComparison, ...]:
-    """Returns the comparisons, of which those of ranked outputs say so; these are left to a metric."""
-    return tuple(
-        replace(item, is_ranked=item.output in ranked, is_left_to_metric=item.output in left)
-        for item in outputs
     )
 
 

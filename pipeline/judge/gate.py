@@ -279,6 +279,12 @@ def _explain_cosine(item: OutputComparison, gate: AccuracySpec) -> str:
             f"{_name(item)} has {item.cosine:.4f} of its places as {item.reference} has them, but class "
             f"{item.lost.number} in {item.lost.found} of {item.lost.count} only; worst samples: {worst}"
         )
+    if item.is_added:
+        least = -10 * math.log10(2 * (1 - _find_least_entry(gate)))
+        return (
+            f"{_name(item)}, which is what the model adds to its input, has an SQNR of {item.sqnr_db:.1f} dB "
+            f"to {item.reference}, the gate requires {least:.1f}; worst samples: {worst}"
+        )
     found = f"cosine {item.cosine:.4f} to {item.reference}, the gate requires {gate.min_cosine:g}"
     if item.cosine >= gate.min_cosine:
         found = f"cosine {item.cosine:.4f} to {item.reference} as a whole, but {_explain_part(item, gate)}"
@@ -296,7 +302,7 @@ def _explain_part(item: OutputComparison, gate: AccuracySpec) -> str:
         found = f"{item.median_cosine:.4f} or less in half of its samples"
     elif item.low_cosine < low:
         found, wanted = f"{item.low_cosine:.4f} or less in a twentieth of its samples", low
-    elif item.entry_cosine < (least_entry := max(LOST_ENTRY, 1 - ENTRY_FACTOR * (1 - wanted))):
+    elif item.entry_cosine < (least_entry := _find_least_entry(gate)):
         place, size = item.entry
         found = (
             f"{item.entry_cosine:.4f} by the noise in some of its channels, tokens or columns, such as index "
@@ -307,6 +313,11 @@ def _explain_part(item: OutputComparison, gate: AccuracySpec) -> str:
         least = _find_least_db(gate)
         return f"too large or too small: {item.sqnr_db:.1f} dB, where the gate requires {least:.1f}"
     return f"{found}, where the gate requires {wanted:g}"
+
+
+def _find_least_entry(gate: AccuracySpec) -> float:
+    """Returns the least cosine by its noise that the gate takes of an entry, such as a channel."""
+    return max(LOST_ENTRY, 1 - ENTRY_FACTOR * (1 - gate.min_cosine))
 
 
 def _find_least_db(gate: AccuracySpec) -> float:

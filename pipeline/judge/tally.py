@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -249,3 +249,18 @@ class Tally:
 def _name_samples(found: OutputComparison, names: Sequence[str]) -> OutputComparison:
     """Returns a comparison whose worst samples have their names."""
     return replace(found, worst=tuple(replace(item, name=names[item.sample]) for item in found.worst))
+
+
+def mark_outputs(
+    outputs: Sequence[OutputComparison], views: OutputViews, left: Collection[str]
+) -> tuple[OutputComparison, ...]:
+    """Returns the comparisons with what the graph tells of the outputs; some are left to a metric."""
+    return tuple(
+        replace(
+            item,
+            is_added=views.is_added((item.output, item.part)),
+            is_ranked=item.output in views.ranked,
+            is_left_to_metric=item.output in left,
+        )
+        for item in outputs
+    )

@@ -17,6 +17,7 @@ from trtq.calibrators.batches import Batches
 from trtq.calibrators.memory import find_free_bytes
 from trtq.calibrators.sources import make_random_batches
 from trtq.errors import ModelError
+from trtq.models.ports import fit_floats
 from trtq.models.session import Session, open_session, open_session_of, run
 from trtq.models.signature import TensorSpec
 from trtq.numbers import format_bytes
@@ -39,8 +40,6 @@ _LOWEST_HALF_DB, _LOWEST_QUANTIZED_DB = 35.0, 20.0
 """A half has 11 bits; and a code may be rounded to the next one where a product lies between two."""
 _NOISE = 1e-6
 """What a difference must exceed: a saturated sigmoid is off by as much, whatever it is itself."""
-_DOUBLE = "tensor(double)"
-"""Of the inputs of a file that is loaded to compute in FP32."""
 _MOST_OTHERS = 0.01
 """The share of integers, and of values that are not finite, that may differ: ties fall either way."""
 
@@ -218,13 +217,7 @@ def _take_feed(graph: Graph, batches: Batches) -> Arrays:
 def _run(session: Session, feed: Arrays) -> Arrays:
     """Returns the outputs, flat."""
     names = [item.name for item in session.get_outputs()]
-    taken = {item.name: item.type for item in session.get_inputs()}
-    given = {
-        name: array.astype(np.float64) if taken[name] == _DOUBLE else array
-        for name, array in feed.items()
-        if name in taken
-    }
-    arrays = run(session, names, given)
+    arrays = run(session, names, fit_floats(session.get_inputs(), feed))
     return {name: np.ravel(array) for name, array in zip(names, arrays, strict=True)}
 
 

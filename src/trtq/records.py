@@ -87,6 +87,8 @@ class OutputComparison:
         lost: Of an output of classes, the one that lost most places, if less than half of it is found.
         quiet_change_db: Like `change_db`, of the nine in ten samples that are nearest the middle one, where
             each is one number; None where that does not tell.
+        is_added: Whether the part is what is added to the input, to give the output. It may have the noise
+            that an entry may have, since the output shows less of it.
         is_ranked: Whether a TopK decides the order of its rows.
         is_left_to_metric: Whether a metric of the user's own vouches for such an output, so that only values
             that are not finite, and an output that is the same for all samples, count against it.
@@ -116,6 +118,7 @@ class OutputComparison:
     entry: tuple[int, int] = (0, 0)
     lost: LostClass | None = None
     quiet_change_db: float | None = None
+    is_added: bool = False
     is_ranked: bool = False
     is_left_to_metric: bool = False
 
@@ -138,15 +141,17 @@ class OutputComparison:
         which is more than its cosine says if the candidate is louder or softer than the reference. At low
         entries it may have five times the amplitude, unless they are lost.
         """
+        if self.is_added:
+            return _relax(math.nan if math.isnan(self.cosine) else cosine_of_noise(self.sqnr_db))
         loss = 1 - cosine_of_noise(self.sqnr_db)
         low = 1 - max(1 - self.low_cosine, loss) / LOW_FACTOR
-        values = (self.cosine, self.median_cosine, low, self.apart_cosine, self._judged_entry)
+        values = (self.cosine, self.median_cosine, low, self.apart_cosine, _relax(self.entry_cosine))
         return math.nan if any(map(math.isnan, values)) else min(values)
 
-    @property
-    def _judged_entry(self) -> float:
-        is_lost = self.entry_cosine < LOST_ENTRY
-        return self.entry_cosine if is_lost else 1 - (1 - self.entry_cosine) / ENTRY_FACTOR
+
+def _relax(cosine: float) -> float:
+    """Returns the cosine that counts of a part that may have more noise, unless that is lost."""
+    return cosine if cosine < LOST_ENTRY else 1 - (1 - cosine) / ENTRY_FACTOR
 
 
 def cosine_of_noise(sqnr_db: float) -> float:

@@ -138,8 +138,8 @@ def test_arrays_of_different_lengths_are_refused(tmp_path: Path) -> None:
     path.write_bytes(_npz({"x": X, "mask": X[:7]}))
     with pytest.raises(
         DataError,
-        match=r"^the arrays of .*calib.npz have different numbers of samples: {'x': 10, 'mask': 7}; for inputs "
-        r"without an axis of samples give a folder of .npz files, one batch each$",
+        match=r"^the arrays of .*calib.npz have different numbers of samples: {'x': 10, 'mask': 7}; for "
+        r"inputs without an axis of samples give a folder of .npz files, one batch each$",
     ):
         open_array_file(LocalFile(path), ["x", "mask"], 8)
 

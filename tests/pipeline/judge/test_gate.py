@@ -397,3 +397,12 @@ def test_large_numbers_of_a_few_samples_leave_the_others_unverified_unless_label
     assert "hide the others: on nine in ten the error of int8 is nearly as large as" in verdict.reasons[0]
     scored = replace(_comparison(output), scored=(output.output,))
     assert judge(scored, _GATE, candidate="int8").outcome == "pass"
+
+
+@pytest.mark.parametrize(("sqnr_db", "outcome"), [(2.9, "fail"), (7.0, "pass")])
+def test_what_is_added_to_the_input_may_be_noisy_but_not_lost(sqnr_db: float, outcome: str) -> None:
+    output = replace(_pair("int8", "fp32", 0.9), part="n", is_added=True, sqnr_db=sqnr_db)
+    verdict = judge(_comparison(output), _GATE, candidate="int8")
+    assert verdict.outcome == outcome
+    words = "which is what the model adds to its input, has an SQNR of 2.9 dB to fp32, the gate requires 3.0"
+    assert all(words in reason for reason in verdict.reasons)
