@@ -121,8 +121,14 @@ class AddedParts:
         return {
             (name, item.part): outputs[name] - bases[item.base].astype(outputs[name].dtype)
             for name, item in self._found.items()
-            if name in outputs and outputs[name].shape == bases[item.base].shape
+            if name in outputs and _spreads_to(bases[item.base].shape, outputs[name].shape)
         }
+
+
+def _spreads_to(shape: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
+    """Returns whether numpy makes an array of this shape as large as is wanted."""
+    pairs = zip(reversed(shape), reversed(wanted), strict=False)
+    return len(shape) <= len(wanted) and all(size in (1, other) for size, other in pairs)
 
 
 def _open_again(packed: PackedModel, found: Sequence[AddedPart]) -> AddedParts:

@@ -53,6 +53,15 @@ def test_what_is_added_is_the_output_without_the_input(model_of: Callable[..., i
     found = parts.find({"y": 2 * x + 0.25, "z": x}, {"x": x.astype(np.float64)})
     assert list(found) == [("y", "n")]
     np.testing.assert_allclose(found["y", "n"], 0.25, atol=1e-6)
+    assert parts.find({"y": x[:, :1]}, {"x": x}) == {}  # whoever compares says that sizes differ
+
+
+def test_a_mean_of_the_input_may_be_added(model_of: Callable[..., ir.Model]) -> None:
+    body = "b = ReduceMean <keepdims = 1> (x, axes) n = Conv (x, w) y = Add (n, b)"
+    model = model_of(f"g (float[1,2,4,4] x) => (float y) {{ {body} }}", **_WEIGHTS, axes=np.array([2, 3]))
+    x = np.random.default_rng(0).standard_normal((1, 2, 4, 4)).astype(np.float32)
+    found = AddedParts(model, find_added(model)).find({"y": x}, {"x": x})
+    np.testing.assert_allclose(found["y", "n"], x - x.mean(axis=(2, 3), keepdims=True), atol=1e-6)
 
 
 @pytest.mark.parametrize(("factor", "verdict"), [(1.0, "pass"), (3000.0, "fail")])
