@@ -29,6 +29,8 @@ def check_fit(ranges: Ranges, graph: Graph, placement: Placement, watcher: Watch
         differing = next(_list_differing(ranges, layouts), None)
         if differing is not None:
             raise UsageError(f"the ranges were calibrated for another model: {differing}; calibrate again")
+    if ranges.is_random:
+        watcher.warn("the ranges come from random numbers: the accuracy of what has them means nothing")
     if ranges.model_sha256 != graph.sha256:
         watcher.warn(
             f"the ranges were calibrated for another file than {graph.path}; if its weights differ, "

@@ -47,9 +47,9 @@ def test_an_input_that_is_always_zero_proves_nothing(run: _Run) -> None:
 
 
 def test_evaluation_data_shows_what_a_guessed_range_does(run: _Run) -> None:
-    zeros = np.zeros((16, 32), np.float32)
-    assert run(zeros, {"x": _draw(1), "h": np.clip(_draw(2), -1, 1)}).verdict == "pass"
-    assert run(zeros, {"x": _draw(1), "h": _draw(2, 9)}).verdict == "fail"
+    report = run(np.zeros((16, 32), np.float32), {"x": _draw(1), "h": _draw(2, 9)})
+    assert report.verdict == "fail"
+    assert not any("prepared" in item for item in report.warnings)  # x is alike in both
 
 
 def test_an_input_that_never_changes_is_told(run: _Run) -> None:
@@ -59,9 +59,8 @@ def test_an_input_that_never_changes_is_told(run: _Run) -> None:
     )
 
 
-@pytest.mark.parametrize(("factor", "is_told"), [(255.0, True), (1 / 255, True), (3.0, False)])
-def test_evaluation_data_of_another_scale_is_told(run: _Run, factor: float, is_told: bool) -> None:
+@pytest.mark.parametrize("factor", [255.0, 1 / 255])
+def test_evaluation_data_of_another_scale_is_told(run: _Run, factor: float) -> None:
     warnings = run(_draw(3), {"x": _draw(1, factor), "h": _draw(2)}).warnings
-    told = [item for item in warnings if "check that both are prepared as the model was trained" in item]
-    assert bool(told) == is_told
-    assert all(item.startswith("input 'x' reaches ") for item in told)
+    (told,) = (item for item in warnings if "check that both are prepared as the model was trained" in item)
+    assert told.startswith("input 'x' reaches ")

@@ -42,6 +42,12 @@ def test_ranges_of_another_file_of_the_model_are_taken(check: Callable[..., list
     assert warning.startswith("the ranges were calibrated for another file than ")
 
 
+def test_ranges_of_random_numbers_are_told(check: Callable[..., list[str]]) -> None:
+    assert check(is_random=True)[0] == (
+        "the ranges come from random numbers: the accuracy of what has them means nothing"
+    )
+
+
 @pytest.mark.parametrize(
     ("given", "match"),
     [

@@ -95,7 +95,11 @@ def test_the_calibrated_tensors_follow_the_skipped_layers(demo: Path, ranges: Ra
 
 
 def test_random_numbers_mark_the_ranges(demo: Path) -> None:
-    assert calibrate(demo, random_data=True).is_random
+    watcher = RecordingWatcher()
+    assert calibrate(demo, random_data=True, watcher=watcher).is_random
+    assert watcher.warnings[0] == (
+        "calibrating with random numbers: the accuracy of what has these ranges means nothing"
+    )
 
 
 def test_the_quantized_model_is_whole_and_valid(demo: Path, ranges: Ranges, tmp_path: Path) -> None:
