@@ -1,6 +1,6 @@
-"""What a network adds to its input, where that is all it does: a denoiser, or a picture made sharper.
+"""What a network adds to its input, or masks of it: a denoiser, a picture made sharper, speech made clearer.
 
-The output is nearly the input, and so is that of a network that is dead. So what is added is judged alone.
+The output is nearly the input, and so is that of a network that is dead. So what it changes is judged alone.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 from onnx_ir.passes import common as passes
@@ -19,7 +20,7 @@ from trtq.models.session import open_session
 from trtq.pipeline.graph.placement import holds_weights
 
 _PASSED_ON = ("Identity", "Cast", "Clip")
-_SUMS = ("Add", "Sub")
+_SUMS = ("Add", "Sub", "Mul")
 _READ_NO_VALUES = ("Shape", "Size")
 _MOST_NODES = 64
 """Of what leads from the input to the sum: resizing and scaling take fewer."""
@@ -29,17 +30,31 @@ _MOST_NUMBERS = 4096
 
 @dataclass(frozen=True, slots=True)
 class AddedPart:
-    """An output that is a sum of the input, perhaps resized or scaled, and of what layers make of it.
+    """An output that is a sum or a product of the input, perhaps resized or scaled, and of what layers make.
 
     Attributes:
         output: Its name.
         base: The tensor that is the input.
-        part: The name of what is added.
+        part: The name of what is added, or of the mask.
+        is_mask: Whether it is multiplied.
     """
 
     output: str
     base: str
     part: str
+    is_mask: bool = False
+
+    def separate(self, output: NDArray[Any], base: NDArray[Any], num_samples: int) -> NDArray[Any]:
+        """Returns what is added; of a mask, what it does beside making each sample louder or softer."""
+        base = np.broadcast_to(base.astype(output.dtype), output.shape)
+        if not self.is_mask:
+            return np.asarray(output - base)
+        axes = tuple(range(int(output.shape[:1] == (num_samples,)), output.ndim))
+        products, squares = (
+            (item * base).sum(axis=axes, keepdims=True, dtype=np.float64) for item in (output, base)
+        )
+        gains = np.divide(products, squares, out=np.zeros_like(products), where=squares > 0)
+        return np.asarray(output - base * gains.astype(output.dtype))
 
 
 def find_added(model: ir.Model) -> tuple[AddedPart, ...]:
@@ -59,7 +74,7 @@ def _find_sum(output: ir.Value) -> AddedPart | None:
     others = [value for value in operands if value not in bases and value.producer() is not None]
     if len(bases) != 1 or len(others) != 1:
         return None
-    return AddedPart(str(output.name), str(bases[0].name), str(others[0].name))
+    return AddedPart(str(output.name), str(bases[0].name), str(others[0].name), node.op_type == "Mul")
 
 
 def _is_input(value: ir.Value) -> bool:
@@ -81,7 +96,7 @@ def _is_input(value: ir.Value) -> bool:
 
 
 class AddedParts:
-    """Computes what is added: an output without what is the input of it."""
+    """Computes what is added or masked: an output without what is the input of it."""
 
     def __init__(self, model: ir.Model, found: Sequence[AddedPart]) -> None:
         """Opens the session that computes the inputs that are added to.
@@ -106,20 +121,21 @@ class AddedParts:
         return _open_again, (pack(self._model), tuple(self._found.values()))
 
     def find(
-        self, outputs: Mapping[str, NDArray[Any]], inputs: Mapping[str, NDArray[Any]]
+        self, outputs: Mapping[str, NDArray[Any]], inputs: Mapping[str, NDArray[Any]], num_samples: int
     ) -> dict[tuple[str, str], NDArray[Any]]:
         """Returns what is added to give each output, by the output and the part.
 
         Args:
             outputs: Of one batch.
             inputs: What they come of.
+            num_samples: How many samples the batch has.
         """
         bases = dict(inputs)
         if self._session is not None:
             feed = fit_floats(self._session.get_inputs(), inputs)
             bases |= zip(self._made, self._session.run(list(self._made), feed), strict=True)
         return {
-            (name, item.part): outputs[name] - bases[item.base].astype(outputs[name].dtype)
+            (name, item.part): item.separate(outputs[name], bases[item.base], num_samples)
             for name, item in self._found.items()
             if name in outputs and _spreads_to(bases[item.base].shape, outputs[name].shape)
         }

@@ -39,7 +39,6 @@ from trtq.pipeline.judge.tally import (
     Tally,
     UnevenOutput,
     find_rules,
-    mark_outputs,
     measure_feed,
 )
 from trtq.pipeline.judge.views import Key, OutputViews
@@ -164,7 +163,7 @@ def compare_models(
     accuracy = scores.result() if scores is not None else {}
     scored = scores.outputs if scores is not None else ()
     return Comparison(
-        mark_outputs(tally.compare_outputs(samples), work.views, ranked.intersection(scored)),
+        tally.compare_outputs(samples, work.views, ranked.intersection(scored)),
         accuracy,
         num_samples,
         batches.origin,

@@ -282,8 +282,9 @@ def _explain_cosine(item: OutputComparison, gate: AccuracySpec) -> str:
     if item.is_added:
         least = -10 * math.log10(2 * (1 - _find_least_entry(gate)))
         return (
-            f"{_name(item)}, which is what the model adds to its input, has an SQNR of {item.sqnr_db:.1f} dB "
-            f"to {item.reference}, the gate requires {least:.1f}; worst samples: {worst}"
+            f"{_name(item)}, which is what the model adds to its input or masks of it, has an SQNR of "
+            f"{item.sqnr_db:.1f} dB to {item.reference}, the gate requires {least:.1f}; worst samples: "
+            f"{worst}"
         )
     found = f"cosine {item.cosine:.4f} to {item.reference}, the gate requires {gate.min_cosine:g}"
     if item.cosine >= gate.min_cosine:

@@ -88,7 +88,7 @@ class OutputViews:
                 rows = split_by_sample(whole, num_samples)
                 places = self.labels.find(name, rows, axis, inputs, num_samples)
                 found |= {(name, part): rows[(slice(None), *place)] for part, place in places.items()}
-        return found if self.added is None else found | self.added.find(outputs, inputs)
+        return found if self.added is None else found | self.added.find(outputs, inputs, num_samples)
 
     def is_added(self, key: Key) -> bool:
         """Whether a part is what is added to the input."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from trtq.json import Measured
 
@@ -126,6 +127,10 @@ class OutputComparison:
         """Takes a ratio that is NaN beside a finite cosine, as a file has it, for the infinite one it was."""
         if math.isnan(self.sqnr_db) and not math.isnan(self.cosine):
             object.__setattr__(self, "sqnr_db", math.inf if self.max_abs == 0 else -math.inf)
+
+    def with_names(self, names: Sequence[str]) -> OutputComparison:
+        """Returns it with the names of its worst samples, of those of all."""
+        return replace(self, worst=tuple(replace(item, name=names[item.sample]) for item in self.worst))
 
     @property
     def name(self) -> str:
