@@ -149,6 +149,7 @@ def compare_models(
     num_samples, samples, pasts, is_settled = 0, list[str](), set[str](), False
     ranked = {*work.views.ranked} if labels is not None and labels.is_own else set[str]()
     undecided = {*work.views.open_sizes, *ranked}
+    noisy = work.views.added.keys if work.views.added is not None else frozenset[Key]()
     with closing(seen):
         for item in seen:
             tally.add(item.marks)
@@ -156,7 +157,7 @@ def compare_models(
             num_samples += item.num_samples
             samples += item.names or [""] * item.num_samples
             progress(item.num_samples)
-            if failure is not None and failure.has_failed(tally, batches, undecided):
+            if failure is not None and failure.has_failed(tally, batches, undecided, noisy):
                 is_settled = True
                 break
     scores = tally.scores
