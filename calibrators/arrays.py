@@ -13,7 +13,7 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trtq.calibrators.batches import Batches, Feed
+from trtq.calibrators.batches import ONE_BATCH_EACH, Batches, Feed
 from trtq.calibrators.data.files import StoredFile, find_suffix, hash_files
 from trtq.errors import DataError
 from trtq.files import refuse_damage
@@ -51,13 +51,12 @@ def _check_sample_axis(file: StoredFile, names: Sequence[str]) -> int:
     with _open_readers(file, names) as readers:
         for name, reader in readers.items():
             if not reader.shape:
-                raise DataError(
-                    f"array {name!r} of {file.name} has no sample axis; for inputs without one give a "
-                    "folder of .npz files, one batch each"
-                )
+                raise DataError(f"array {name!r} of {file.name} has no sample axis; {ONE_BATCH_EACH}")
         counts = {name: reader.shape[0] for name, reader in readers.items()}
     if len(set(counts.values())) > 1:
-        raise DataError(f"the arrays of {file.name} have different numbers of samples: {counts}")
+        raise DataError(
+            f"the arrays of {file.name} have different numbers of samples: {counts}; {ONE_BATCH_EACH}"
+        )
     num_samples = next(iter(counts.values()), 0)
     if not num_samples:
         raise DataError(f"{file.name} holds no samples; give at least one")

@@ -15,6 +15,8 @@ from trtq.errors import DataError
 from trtq.models.preprocess import Preprocess
 from trtq.models.signature import TensorSpec, show_shape
 
+ONE_BATCH_EACH = "for inputs without an axis of samples give a folder of .npz files, one batch each"
+
 _ADVICE = "say how many samples are used with --calib-samples (--eval-samples for evaluation data)"
 _MOST_FEEDS = 20_000
 """Of data whose length nobody knows, where no number of samples is given."""
@@ -286,18 +288,39 @@ def check_feed(feed: Feed, inputs: Sequence[TensorSpec], extra: Sequence[str] = 
         _check_array(feed, spec)
 
 
+def _advise_type(array: NDArray[Any], spec: TensorSpec) -> str:
+    """Returns how to convert an array without making other numbers of it."""
+    takes_floats = "float" in spec.dtype
+    is_picture = array.dtype == np.uint8 and takes_floats
+    if not takes_floats and array.dtype.kind == "f" and (array != np.rint(array)).any():
+        return (
+            f"its values from {array.min():g} to {array.max():g} are not whole, and a cast would cut them "
+            "off; give what the model takes, such as pixels from 0 to 255"
+        )
+    words = f"convert it with .astype({spec.dtype!r})"
+    return f"{words}, and scale it as for the model's training, such as / 255" if is_picture else words
+
+
+def _advise_shape(array: NDArray[Any], spec: TensorSpec) -> str:
+    """Returns how to bring an array into the shape of an input."""
+    if len(spec.shape) < 2 and array.ndim == len(spec.shape) + 1:
+        return ONE_BATCH_EACH
+    if len(spec.shape) not in (3, 4):
+        return "give the samples as the model takes them"
+    keys = "`resize`, `channels` and `layout` in [preprocess] of model.toml"
+    return f"resize the samples, or set {keys} for images"
+
+
 def _check_array(feed: Feed, spec: TensorSpec) -> None:
     array, what = feed.arrays[spec.name], f"input {spec.name!r} of {feed.source}"
     if array.dtype.name != spec.dtype:
         raise DataError(
-            f"{what} is {array.dtype.name}, the model expects {spec.dtype}; convert it with "
-            f".astype({spec.dtype!r})"
+            f"{what} is {array.dtype.name}, the model expects {spec.dtype}; {_advise_type(array, spec)}"
         )
     if not spec.fits(array.shape):
         raise DataError(
             f"{what} has shape {show_shape(array.shape)}, the model expects {show_shape(spec.shape)}; "
-            "resize the samples, or set `resize`, `channels` and `layout` in [preprocess] of "
-            "model.toml for images"
+            f"{_advise_shape(array, spec)}"
         )
     if array.shape[:1] == (0,) and spec.shape[:1] != (0,):  # else a cache that holds nothing yet
         raise DataError(f"{what} is empty: shape {show_shape(array.shape)}")

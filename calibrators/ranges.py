@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Literal
@@ -106,6 +106,19 @@ class Ranges:
     formats: Mapping[str, str] = field(default_factory=dict)
     attention: tuple[str, ...] = ()
 
+    def require(self, tensors: Iterable[str]) -> None:
+        """Refuses these ranges where tensors have none.
+
+        Raises:
+            UsageError: A tensor has no range.
+        """
+        if missing := [name for name in tensors if name not in self.tensors]:
+            others = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+            raise UsageError(
+                f"the ranges hold nothing for tensor {missing[0]!r}{others}; they were calibrated for "
+                f"another model or with other skipped layers: calibrate again"
+            )
+
     def amax(self, tensor: str, form: str = "") -> float:
         """Returns the amax to quantize with; 1.0 for a dead tensor, whose scale must still be positive.
 
@@ -119,13 +132,8 @@ class Ranges:
         Raises:
             UsageError: The tensor has no range.
         """
-        try:
-            found = self.tensors[tensor]
-        except KeyError:
-            raise UsageError(
-                f"the ranges hold nothing for tensor {tensor!r}; they were calibrated for another model or "
-                f"with other skipped layers: calibrate again"
-            ) from None
+        self.require((tensor,))
+        found = self.tensors[tensor]
         if form in ("", self.formats.get(tensor, "int8")):
             return found.amax or _SCALE_OF_DEAD
         return max(-found.minimum, found.maximum) or found.amax or _SCALE_OF_DEAD

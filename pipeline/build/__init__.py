@@ -27,6 +27,7 @@ from trtq.pipeline.build.search import SearchResult, compare_written, search_lay
 from trtq.pipeline.build.share import measure_quantized_share
 from trtq.pipeline.build.shared import SharedRanges, take_shared
 from trtq.pipeline.build.speed import judge_job_speed
+from trtq.pipeline.build.unseen import doubt_zero_inputs, warn_of_other_scale
 from trtq.pipeline.calibrate.data import find_shapes
 from trtq.pipeline.deliver.earlier import EarlierBuild
 from trtq.pipeline.deliver.folder import stage_folder
@@ -132,6 +133,7 @@ def run_job(
     with stage_folder(job.folder) as stage:
         calibrated = given or find_ranges(job, earlier, log)
         ranges = calibrated.ranges
+        warn_of_other_scale(job, ranges, log)
         job = add_other_formats(replace(job, attention=() if ranges is None else ranges.attention))
         job = _keep_as_before(job, ranges, earlier)
         models = write_models(job, ranges, stage, log)
@@ -230,7 +232,7 @@ def _report(
     log: Log,
 ) -> Report:
     job = work.job
-    verdict = _join(_judge(job, comparison), speed)
+    verdict = _join(_judge(job, comparison, auto, calibrated.ranges), speed)
     seen = comparison if comparison is not None else Comparison()
     return Report(
         schema_version=SCHEMA_VERSION,
@@ -274,8 +276,13 @@ def _join(accuracy: Verdict, speed: SpeedVerdict | None) -> Verdict:
     return Verdict(worst, tuple(text for item in verdicts if item.outcome == worst for text in item.reasons))
 
 
-def _judge(job: Job, comparison: Comparison | None) -> Verdict:
-    """Returns the verdict; a model that was compared with itself alone does not pass."""
+def _judge(
+    job: Job, comparison: Comparison | None, auto: AutoReport | None, ranges: Ranges | None
+) -> Verdict:
+    """Returns the verdict; a model that was compared with itself alone does not pass.
+
+    Where no choice of layers holds the gate, it has failed for what was asked, though floats hold it.
+    """
     if job.unrunnable:
         return Verdict(
             "unverified", (f"{job.unrunnable}, which ONNX Runtime cannot run: nothing was compared",)
@@ -285,8 +292,12 @@ def _judge(job: Job, comparison: Comparison | None) -> Verdict:
     verdict = judge(
         comparison, job.spec.accuracy, candidate=name, is_random=job.is_random, is_inexact=inexact
     )
+    if verdict.outcome == "pass" and auto is not None and auto.quantized_macs == 0:
+        return Verdict("fail", (auto.outcome,))
     if verdict.outcome == "pass" and (nothing := _find_nothing_done(job)):
         return Verdict("unverified", (f"{nothing}: float was compared with float",))
+    if verdict.outcome == "pass" and (doubt := doubt_zero_inputs(job, ranges)):
+        return Verdict("unverified", (doubt,))
     if verdict.outcome != "pass" or not job.is_as_given or job.spec.evaluation.reference is not None:
         return verdict
     reason = (

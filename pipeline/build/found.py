@@ -157,7 +157,7 @@ def _describe(
     if verdict.outcome == "fail":
         return f"the gate still fails: {done}; {'; '.join(verdict.reasons)}"
     if not {node.name for node in job.placement.without_closed.quantized} - {*kept}:
-        return f"{HOLDS[verdict.outcome]}, but with no layer in {job.target.code_words}: {done}"
+        return f"no choice of layers in {job.target.code_words} was found that holds the gate: {done}"
     return f"{HOLDS[verdict.outcome]}: {done}"
 
 

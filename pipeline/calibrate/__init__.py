@@ -117,6 +117,8 @@ def open_calibration(
     placement = place_layers(graph, spec, target, watcher, attention=None)
     placement = place_caches(graph, target.kv_cache, placement)
     batches = open_calibration_data(graph, spec, target, random_data=random_data)
+    if random_data:
+        watcher.warn("calibrating with random numbers: the accuracy of what has these ranges means nothing")
     tell_of_pictures(graph.model, watcher, batches)
     check_against_file(graph, batches, watcher)
     return CalibrationSetup(graph, spec, placement, batches)

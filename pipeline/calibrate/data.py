@@ -292,9 +292,15 @@ def options_from_spec(spec: CalibrationSpec) -> ObserveOptions:
 
 
 def warn_of_dead(ranges: Ranges, watcher: Watcher) -> None:
-    """Warns of tensors that were zero in every sample."""
+    """Warns of tensors that were zero in every sample, and of inputs that never changed."""
     if dead := [name for name, item in ranges.tensors.items() if item.is_dead]:
         shown = ", ".join(dead[:3]) + (" ..." if len(dead) > 3 else "")
         was, get = ("was", "gets") if len(dead) == 1 else ("were", "get")
         count = format_count(len(dead), "tensor")
         watcher.warn(f"{count} {was} zero in every sample and {get} amax 1.0: {shown}")
+    for name, item in ranges.tensors.items():
+        if name in ranges.shapes and item.minimum == item.maximum != 0:
+            watcher.warn(
+                f"input {name!r} was {item.maximum:g} in every sample, and its range is made for that alone; "
+                "give samples in which it is as in real use"
+            )

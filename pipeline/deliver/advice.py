@@ -95,7 +95,8 @@ def _advise_search(report: Report) -> Advice | None:
         return Advice("tries repairs and other calibration methods", tried, drops=("--repair",))
     if report.auto is None:
         return Advice("keeps layers in float until the gate passes", ("--auto",))
-    return Advice("measures the accuracy cost of each layer", command=("trtq", "sensitivity", report.output))
+    of = (report.output,) if report.engine.layers_quantized else (report.model, "--calib-data", seen.data)
+    return Advice("measures the accuracy cost of each layer", command=("trtq", "sensitivity", *of))
 
 
 def _advise_proof(report: Report) -> Advice | None:

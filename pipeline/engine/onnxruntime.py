@@ -26,6 +26,8 @@ from trtq.pipeline.graph.carried import ModelFile
 from trtq.temporary import open_temporary_folder
 
 _REASON = "ONNX Runtime has only INT8 kernels, and uses them only if the output of the layer is quantized too"
+_WITH_BIAS = "/MatMulAddFusion"
+"""What ONNX Runtime adds to the name of a MatMul that it makes a Gemm with the Add behind it."""
 _QUANTIZED = ("QLinear", "QGemm", "MatMulInteger", "DynamicQuantizeMatMul", "ConvInteger", "QAttention")
 
 _AS_USERS = SessionOptions(fuses_qdq=True)
@@ -114,4 +116,5 @@ def _kernel(node: ir.Node) -> Kernel:
     dtype = weight = "Int8" if node.op_type.startswith(_QUANTIZED) else "Float"
     if node.op_type == "MatMulNBits":  # it multiplies floats with the weight as it is stored
         weight = f"Int{node.attributes.get_int('bits', 4)}"
-    return Kernel(name, node.op_type, (name,), (dtype,), (weight,))
+    nodes = tuple(dict.fromkeys((name, name.removesuffix(_WITH_BIAS))))
+    return Kernel(name, node.op_type, nodes, (dtype,), (weight,))

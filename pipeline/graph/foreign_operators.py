@@ -26,6 +26,7 @@ _CODES = {
 }
 """Q and DQ of TensorRT's own, which its exporters write into models of older opsets."""
 _PLACEHOLDER = ("trt", "TRT_FP4QDQ")
+_CLASSICAL = "ai.onnx.ml"
 _NOT_RUN = (ir.DataType.FLOAT4E2M1, ir.DataType.FLOAT8E8M0)
 """Types that ONNX Runtime has no kernels for."""
 _SMALL_BYTES = 4096  # shapes, axes and the like, whose values decide a shape
@@ -51,13 +52,22 @@ def refuse_foreign_operators(model: ir.Model) -> None:
     for node in model.graph.all_nodes():
         is_known = node.domain == "trt" and (node.op_type in _CODES or node.op_type in OWN_OPERATORS)
         if not is_known and node.domain not in ("", "ai.onnx", "com.microsoft"):
-            what = (
-                "a placeholder of modelopt for an NVFP4 weight; export the model by NVFP4QuantExporter"
-                if (node.domain, node.op_type) == _PLACEHOLDER
-                else "not a standard ONNX operator; TensorRT has it only as a plugin: --plugins names its "
-                "library, and --ort-custom-ops that for ONNX Runtime"
-            )
+            what = _describe_foreign(node)
             raise ModelError(f"node {node.name!r} is {node.domain}::{node.op_type}, which is {what}")
+
+
+def _describe_foreign(node: ir.Node) -> str:
+    """Returns what an operator is that is refused, and what to do."""
+    if (node.domain, node.op_type) == _PLACEHOLDER:
+        return "a placeholder of modelopt for an NVFP4 weight; export the model by NVFP4QuantExporter"
+    if node.domain == _CLASSICAL:
+        return (
+            "ONNX's, but of classical machine learning, which TensorRT has not; export the network without it"
+        )
+    return (
+        "not a standard ONNX operator; TensorRT has it only as a plugin: --plugins names its library, and "
+        "--ort-custom-ops that for ONNX Runtime"
+    )
 
 
 def refuse_half_known(model: ir.Model, *, for_tensorrt: bool) -> None:

@@ -59,6 +59,7 @@ _MOST_IN_MEMORY = 1 << 28
 """Bytes of weights in other files that are read at once; of larger models one weight is read at a time."""
 _SMALL = 1 << 16
 _FOLDS = (turn_einsum_into_matmul, fold_bias, fold_batch_norm, fold_bias)
+_BFLOAT16, _FLOAT64 = ir.DataType.BFLOAT16, ir.DataType.DOUBLE
 _ANONYMOUS = frozenset({"?", "*", "-1", "None", "none", "unk", "dynamic"})
 
 
@@ -135,7 +136,7 @@ def load(path: Path, *, min_opset: int) -> Graph:
     model, raised = _with_opset(model, min_opset)
     model = standardize(model)
     changed += raised
-    changed += _widen_bf16(model)
+    changed += _compute_in_float32(model)
     changed += [] if is_quantized(model) else tie_weights(model)
     changed += _fold(model)
     notes += changed
@@ -202,13 +203,27 @@ def part_for_codes(graph: Graph) -> Graph:
     return replace(graph, model=model, notes=(*graph.notes, *notes), is_rewritten=True)
 
 
-def _widen_bf16(model: ir.Model) -> Iterator[str]:
-    """Makes a float model in bfloat16 one in float32, which ONNX Runtime runs and .npz files hold."""
+def _compute_in_float32(model: ir.Model) -> Iterator[str]:
+    """Makes a float model in bfloat16 or float64 one in float32, which engines run and can quantize.
+
+    ONNX Runtime does not run bfloat16, nor do .npz files hold it; TensorRT has no float64.
+    """
+    if is_quantized(model):
+        return
     values = (*model.graph.inputs, *model.graph.initializers.values())
-    if not is_quantized(model) and any(value.dtype is ir.DataType.BFLOAT16 for value in values):
-        widen(model, (ir.DataType.BFLOAT16,))
+    found = {_BFLOAT16} if any(value.dtype is _BFLOAT16 for value in values) else set[ir.DataType]()
+    if any(_has_double_weight(node) for node in model.graph.all_nodes()):
+        found.add(_FLOAT64)
+    for dtype in sorted(found):
+        widen(model, (dtype,))
         infer_shapes(model)
-        yield "computes in float32 what the file has in bfloat16; inputs and outputs are float32 too"
+        name = "bfloat16" if dtype is _BFLOAT16 else "float64"
+        yield f"computes in float32 what the file has in {name}; inputs and outputs are float32 too"
+
+
+def _has_double_weight(node: ir.Node) -> bool:
+    """Whether a layer computes in float64; a model that has it for a few numbers alone stays as it is."""
+    return holds_weights(node) and any(value is not None and value.dtype is _FLOAT64 for value in node.inputs)
 
 
 def _with_opset(model: ir.Model, min_opset: int) -> tuple[ir.Model, list[str]]:

@@ -93,6 +93,7 @@ def check(proto: onnx.ModelProto, content: bytes, path: Path) -> ir.Model:
         path: The file, for its external data.
     """
     external = list_external(proto)
+    _refuse_maps(proto)
     _refuse_newer_opset(proto, path)
     check_attributes(proto, path)
     for tensor in list_tensors(proto):
@@ -112,6 +113,21 @@ def check(proto: onnx.ModelProto, content: bytes, path: Path) -> ir.Model:
     ir.external_data.set_base_dir(model.graph, path.parent)
     name_after_modules(model.graph)
     return model
+
+
+def _refuse_maps(proto: onnx.ModelProto) -> None:
+    """Refuses inputs and outputs that are maps, as classifiers of scikit-learn have; onnx-ir reads none.
+
+    Raises:
+        ModelError: There is such an input or output.
+    """
+    for kind, values in (("input", proto.graph.input), ("output", proto.graph.output)):
+        for value in values:
+            if value.type.HasField("map_type") or value.type.sequence_type.elem_type.HasField("map_type"):
+                raise ModelError(
+                    f"{kind} {value.name!r} is a map or a sequence of maps; trtq and TensorRT take tensors "
+                    "only"
+                )
 
 
 def _refuse_newer_opset(proto: onnx.ModelProto, path: Path) -> None:

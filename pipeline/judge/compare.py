@@ -147,6 +147,9 @@ def compare_models(
     tally = Tally(None if labels is None else Scores(labels, names))
     seen = _run_here(work, batches) if own_workers is None else _share(work, batches, own_workers)
     num_samples, samples, pasts, is_settled = 0, list[str](), set[str](), False
+    ranked = {*work.views.ranked} if labels is not None and labels.is_own else set[str]()
+    undecided = {*work.views.open_sizes, *ranked}
+    noisy = work.views.added.keys if work.views.added is not None else frozenset[Key]()
     with closing(seen):
         for item in seen:
             tally.add(item.marks)
@@ -154,13 +157,15 @@ def compare_models(
             num_samples += item.num_samples
             samples += item.names or [""] * item.num_samples
             progress(item.num_samples)
-            if failure is not None and failure.has_failed(tally, batches, work.views.open_sizes):
+            if failure is not None and failure.has_failed(tally, batches, undecided, noisy):
                 is_settled = True
                 break
     scores = tally.scores
+    accuracy = scores.result() if scores is not None else {}
+    scored = scores.outputs if scores is not None else ()
     return Comparison(
-        tally.compare_outputs(samples),
-        scores.result() if scores is not None else {},
+        tally.compare_outputs(samples, work.views, ranked.intersection(scored)),
+        accuracy,
         num_samples,
         batches.origin,
         tally.compare_logits(),
@@ -169,9 +174,9 @@ def compare_models(
         (
             *(scores.doubts() if scores is not None else ()),
             *work.doubt_caches(pasts),
-            *doubt_drawn(work.views.drawn, scores.outputs if scores is not None else ()),
+            *doubt_drawn(work.views.drawn, scored),
         ),
-        scores.outputs if scores is not None else (),
+        scored,
         tally.list_uneven(),
         is_settled,
     )

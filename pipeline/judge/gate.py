@@ -120,6 +120,12 @@ def _doubt_output(item: OutputComparison, gate: AccuracySpec, *, is_scored: bool
             f"samples ({item.change_db:.1f} dB), so a constant output would score {nearly}as well; give "
             "samples that differ more, or labels"
         )
+    if item.quiet_change_db is not None and item.quiet_change_db < least:
+        return (
+            f"a few samples with large values of {_name(item)} hide the others: on nine in ten the error of "
+            f"{item.candidate} is nearly as large as the difference between them "
+            f"({item.quiet_change_db:.1f} dB); give labels, or a metric that says what counts"
+        )
     return ""
 
 
@@ -196,7 +202,8 @@ def _check_output(item: OutputComparison, gate: AccuracySpec) -> Check:
     """Returns what the gate says of one output against one reference."""
     name = f"cosine of {_name(item)} to {item.reference}"
     if _holds(item, gate):
-        return Check(name, "pass", f"{item.judged_cosine:.5f}, the gate requires {gate.min_cosine:g}")
+        told = "left to the metric" if item.is_left_to_metric else f"the gate requires {gate.min_cosine:g}"
+        return Check(name, "pass", f"{item.judged_cosine:.5f}, {told}")
     return Check(name, "fail", _explain_cosine(item, gate))
 
 
@@ -267,10 +274,23 @@ def _explain_cosine(item: OutputComparison, gate: AccuracySpec) -> str:
             f"{_name(item)} of {item.candidate} is the same for all samples, where that of "
             f"{item.reference} differs"
         )
+    if item.lost is not None and item.judged_cosine >= gate.min_cosine:
+        return (
+            f"{_name(item)} has {item.cosine:.4f} of its places as {item.reference} has them, but class "
+            f"{item.lost.number} in {item.lost.found} of {item.lost.count} only; worst samples: {worst}"
+        )
+    if item.is_added:
+        least = -10 * math.log10(2 * (1 - _find_least_entry(gate)))
+        return (
+            f"{_name(item)}, which is what the model adds to its input or masks of it, has an SQNR of "
+            f"{item.sqnr_db:.1f} dB to {item.reference}, the gate requires {least:.1f}; worst samples: "
+            f"{worst}"
+        )
     found = f"cosine {item.cosine:.4f} to {item.reference}, the gate requires {gate.min_cosine:g}"
     if item.cosine >= gate.min_cosine:
         found = f"cosine {item.cosine:.4f} to {item.reference} as a whole, but {_explain_part(item, gate)}"
-    return f"{_name(item)} has {found}; worst samples: {worst}"
+    order = "; its rows are in the order of a TopK: a custom metric that reads it can compare the objects"
+    return f"{_name(item)} has {found}{order if item.is_ranked else ''}; worst samples: {worst}"
 
 
 def _explain_part(item: OutputComparison, gate: AccuracySpec) -> str:
@@ -283,13 +303,22 @@ def _explain_part(item: OutputComparison, gate: AccuracySpec) -> str:
         found = f"{item.median_cosine:.4f} or less in half of its samples"
     elif item.low_cosine < low:
         found, wanted = f"{item.low_cosine:.4f} or less in a twentieth of its samples", low
-    elif item.entry_cosine < (least_entry := max(LOST_ENTRY, 1 - ENTRY_FACTOR * (1 - wanted))):
-        found = f"{item.entry_cosine:.4f} or less by the noise in a tenth of its channels, tokens or columns"
+    elif item.entry_cosine < (least_entry := _find_least_entry(gate)):
+        place, size = item.entry
+        found = (
+            f"{item.entry_cosine:.4f} by the noise in some of its channels, tokens or columns, such as index "
+            f"{place} of {size}"
+        )
         wanted = least_entry
     else:
         least = _find_least_db(gate)
         return f"too large or too small: {item.sqnr_db:.1f} dB, where the gate requires {least:.1f}"
     return f"{found}, where the gate requires {wanted:g}"
+
+
+def _find_least_entry(gate: AccuracySpec) -> float:
+    """Returns the least cosine by its noise that the gate takes of an entry, such as a channel."""
+    return max(LOST_ENTRY, 1 - ENTRY_FACTOR * (1 - gate.min_cosine))
 
 
 def _find_least_db(gate: AccuracySpec) -> float:
@@ -320,4 +349,6 @@ def _blame_repairs(item: OutputComparison) -> str:
 
 
 def _holds(item: OutputComparison, gate: AccuracySpec) -> bool:
-    return item.judged_cosine >= gate.min_cosine and not item.is_dead  # NaN does not
+    if item.is_dead or math.isnan(item.judged_cosine):
+        return False
+    return item.is_left_to_metric or (item.judged_cosine >= gate.min_cosine and item.lost is None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import heapq
 import math
 from array import array
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,7 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trtq.pipeline.judge.change import OutputChange, holds_names
-from trtq.pipeline.judge.entries import EntrySums, find_noise_ratio, measure_entries, merge_entries
+from trtq.pipeline.judge.classes import ClassCounts, count_classes
+from trtq.pipeline.judge.entries import EntrySums, find_low_entry, measure_entries, merge_entries
+from trtq.pipeline.judge.lone import find_quiet_change
 from trtq.pipeline.judge.steady import Mask, find_apart, split_by_sample
 from trtq.records import OutputComparison, WorstSample, cosine_of_noise
 from trtq.sums import sum_products
@@ -70,6 +73,8 @@ class SampleMarks:
         count: How many are finite in the reference.
         nonfinite: How many of these are not in the candidate.
         entries: Of each axis, where these are amounts.
+        classes: Where these are names of a few kinds.
+        lone: The reference and the error where it is one amount.
     """
 
     judged: Sums
@@ -81,6 +86,8 @@ class SampleMarks:
     count: int
     nonfinite: int
     entries: tuple[EntrySums, ...] = ()
+    classes: ClassCounts | None = None
+    lone: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +109,7 @@ def measure_batch(
     steady: Mask | None = None,
     is_scores: bool = True,
     are_names: bool | None = None,
+    places: Collection[int] = (),
 ) -> BatchMarks:
     """Returns what one batch of outputs of the same shape says.
 
@@ -115,6 +123,7 @@ def measure_batch(
         steady: Which values hardly change between samples; of the shape of a sample or of its last axis.
         is_scores: Whether a float table of it holds scores of classes, as an embedding does not.
         are_names: Whether the values are truths, classes or indices; None: their type tells.
+        places: The axes that are places of a picture, of an output whose samples are first.
     """
     same = np.empty(0, bool)
     if is_scores and _has_scores(reference):
@@ -123,10 +132,18 @@ def measure_batch(
     are_names = holds_names(reference) if are_names is None else are_names
     apart = np.zeros(rows.shape, bool) if are_names else find_apart(rows, steady)
     pairs = zip(candidate.reshape(rows.shape), rows, apart, strict=True)
+    own_places = {axis - int(rows.ndim == reference.ndim) for axis in places}
     with np.errstate(invalid="ignore", over="ignore"):
         samples = tuple(
-            _measure_sample(rows.shape[1:], *(item.reshape(-1) for item in found), are_names=are_names)
-            for found in pairs
+            _measure_sample(
+                rows.shape[1:],
+                ours.reshape(-1),
+                theirs.reshape(-1),
+                aside.reshape(-1),
+                own_places,
+                are_names=are_names,
+            )
+            for ours, theirs, aside in pairs
         )
     return BatchMarks(samples, num_samples, same.size, int(same.sum()), are_names)
 
@@ -136,6 +153,7 @@ def _measure_sample(
     candidate: NDArray[Any],
     reference: NDArray[Any],
     apart: Mask,
+    places: Collection[int],
     *,
     are_names: bool,
 ) -> SampleMarks:
@@ -151,13 +169,19 @@ def _measure_sample(
     error = np.abs(ours - theirs)
     absolute, largest = float(error.sum()), float(error.max(initial=0.0))
     aside = None
-    entries = () if are_names else measure_entries(error, theirs, shape, apart)
+    entries = () if are_names else measure_entries(error, theirs, shape, apart, places)
+    classes = None
     if are_names:
+        classes = count_classes(theirs, ours == theirs)
         ours, theirs = _as_vectors(ours == theirs)
     elif apart.any():
         aside = _sum(ours[apart], theirs[apart])
         ours, theirs = ours[~apart], theirs[~apart]
-    return SampleMarks(_sum(ours, theirs), aside, absolute, largest, size, known, fine, nonfinite, entries)
+    is_lone = ours.size == 1 and fine == 1 and not are_names
+    return SampleMarks(
+        _sum(ours, theirs), aside, absolute, largest, size, known, fine, nonfinite, entries, classes,
+        lone=(float(theirs[0]), absolute) if is_lone else None,
+    )  # fmt: skip
 
 
 @dataclass(slots=True)
@@ -184,6 +208,9 @@ class OutputMetrics:
     silent: array[float] = field(default_factory=lambda: array("d"))
     are_names: bool = False
     entries: tuple[EntrySums | None, ...] | None = None
+    classes: ClassCounts | None = None
+    are_classes: bool = True
+    lone: tuple[array[float], array[float]] = field(default_factory=lambda: (array("d"), array("d")))
 
     def add(self, marks: BatchMarks) -> None:
         """Takes in what `measure_batch` returned for one more batch."""
@@ -203,6 +230,10 @@ class OutputMetrics:
         if marks.apart is not None:
             self.apart.add(marks.apart)
         self.entries = merge_entries(self.entries, marks.entries)
+        self._add_classes(marks.classes)
+        if marks.lone is not None:
+            for numbers, value in zip(self.lone, marks.lone, strict=True):
+                numbers.append(value)
         sums = marks.judged
         self.judged.add(sums)
         rank = -sums.cosine if math.isfinite(sums.cosine) else 2.0  # not finite is worse than opposite
@@ -213,6 +244,14 @@ class OutputMetrics:
             self.powers.append(sums.reference_squares)
         else:
             self.silent.append(sums.candidate_squares)
+
+    def _add_classes(self, classes: ClassCounts | None) -> None:
+        """Takes in the classes of one more sample; where one has other numbers, none are classes."""
+        self.are_classes = self.are_classes and classes is not None
+        if classes is None or not self.are_classes:
+            self.classes = None
+        else:
+            self.classes = classes if self.classes is None else self.classes.merge(classes)
 
     def count_below(self, cosine: float) -> int:
         """Returns how many samples have a lower cosine; not those where nothing should be."""
@@ -250,6 +289,7 @@ class OutputMetrics:
         worst = tuple(WorstSample(-rank if rank <= 1 else math.nan, -place) for rank, place in self.worst)
         ordered = self._sort_cosines()
         change = change or OutputChange()
+        low, quiet = find_low_entry(self.entries), find_quiet_change(*self.lone)
         is_dead = change.is_clear and answers is not None and not answers.varies and self.nonfinite == 0
         return OutputComparison(
             candidate,
@@ -269,10 +309,13 @@ class OutputMetrics:
             varies=change.varies,
             is_dead=is_dead,
             change_db=_compare_change(change.spread, self._find_noise(change)),
+            quiet_change_db=None if quiet is None else _compare_change(*quiet),
             is_change_known=change.spread is not None,
             known=self.known / self.size if self.size else 0.0,
             part=part,
-            entry_cosine=cosine_of_noise(_to_decibels(1.0, find_noise_ratio(self.entries))),
+            entry_cosine=cosine_of_noise(_to_decibels(1.0, low.ratio)),
+            entry=(low.place, low.size),
+            lost=None if self.classes is None else self.classes.find_lost(),
         )
 
     def _find_noise(self, change: OutputChange) -> float:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from trtq.calibrators.batches import Batches
 from trtq.pipeline.judge.metrics import LOW_SHARE
 from trtq.pipeline.judge.tally import Tally
+from trtq.pipeline.judge.views import Key
 from trtq.records import LOW_FACTOR, REFERENCES
 
 
@@ -29,24 +30,32 @@ class FailureRule:
     min_cosine: float
     least_samples: int = 256
 
-    def has_failed(self, tally: Tally, batches: Batches, open_outputs: Collection[str] = ()) -> bool:
+    def has_failed(
+        self,
+        tally: Tally,
+        batches: Batches,
+        open_outputs: Collection[str] = (),
+        noisy: Collection[Key] = (),
+    ) -> bool:
         """Whether the candidate fails on the data, of which the tally has seen the first part.
 
         Args:
             tally: What was seen.
             batches: All of the data.
             open_outputs: Those of which a later sample may tell that they cannot be compared.
+            noisy: The parts that may have more noise than a sample may.
         """
         if max((item.samples for item in tally.metrics.values()), default=0) < self.least_samples:
             return False
         most = find_most_samples(batches)
-        for (candidate, reference, (output, _)), metrics in tally.metrics.items():
+        for (candidate, reference, key), metrics in tally.metrics.items():
+            output = key[0]
             if candidate != self.candidate or reference not in REFERENCES or output in open_outputs:
                 continue
             if metrics.nonfinite:
                 return True
             low = 1 - LOW_FACTOR * (1 - self.min_cosine)
-            if most is not None and metrics.count_below(low) > int(LOW_SHARE * most):
+            if most is not None and key not in noisy and metrics.count_below(low) > int(LOW_SHARE * most):
                 return True
         return False
 

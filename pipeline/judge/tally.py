@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -37,6 +37,9 @@ Place = tuple[str, str, Key]
 _Seen = Mapping[str, Mapping[Key, NDArray[Any]]]
 """The views of the outputs of each model."""
 _EVERY = ("", "", ("", ""))
+_AS_THEY_ARE = OutputViews()
+_NOTHING = 1e-6
+"""What is added to an input may be rounding if its squares have no larger share of those of the output."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,8 +152,15 @@ def _list_measurements(
             ours, theirs = _select_output(seen, candidate, reference, key)
             is_scores = not part and rules.holds_scores[output]
             steady = rules.steady.get(key)
-            names = views.names.get(key)
-            task = partial(measure_batch, steady=steady, is_scores=is_scores, are_names=names)
+            is_alike = theirs.ndim == seen[reference][output, ""].ndim  # a part may have fewer axes
+            places = views.places.get(output, ()) if is_alike else ()
+            task = partial(
+                measure_batch,
+                steady=steady,
+                is_scores=is_scores,
+                are_names=views.names.get(key),
+                places=places,
+            )
             yield place, partial(task, ours, theirs, number)
             if not part and (name := rules.tokens[output]) is not None:
                 mask = find_mask(inputs[name], inputs)
@@ -206,21 +216,38 @@ class Tally:
             else:
                 self.logits[place].add(item)
 
-    def compare_outputs(self, samples: Sequence[str]) -> tuple[OutputComparison, ...]:
-        """Returns the comparison of every output of every pair; the samples have these names.
+    def compare_outputs(
+        self, samples: Sequence[str], views: OutputViews = _AS_THEY_ARE, left: Collection[str] = ()
+    ) -> tuple[OutputComparison, ...]:
+        """Returns the comparison of every output of every pair.
 
-        What is uneven is left out: where the sizes were equal, rows may still be those of other objects.
+        What is uneven is left out: where the sizes were equal, rows may still be those of other objects. So
+        is what is added to the input where it is next to nothing.
+
+        Args:
+            samples: Their names.
+            views: How the outputs were looked at.
+            left: The outputs that are left to a metric.
         """
         return tuple(
-            _name_samples(
+            replace(
                 item.result(
                     candidate, reference, *key, self.changes[reference, key], self.changes[candidate, key]
-                ),
-                samples,
+                ).with_names(samples),
+                is_added=views.is_added(key),
+                is_ranked=key[0] in views.ranked,
+                is_left_to_metric=key[0] in left,
             )
             for (candidate, reference, key), item in self.metrics.items()
             if (candidate, reference, key) not in self.uneven
+            and not (views.is_added(key) and self._is_nothing(candidate, reference, key))
         )
+
+    def _is_nothing(self, candidate: str, reference: str, key: Key) -> bool:
+        """Whether a part has no more of its output than rounding to FP16 would have."""
+        whole, part = (self.metrics[candidate, reference, place] for place in ((key[0], ""), key))
+        squares = whole.judged.reference_squares + whole.apart.reference_squares
+        return part.judged.reference_squares + part.apart.reference_squares <= _NOTHING * squares
 
     def compare_logits(self) -> tuple[LogitsComparison, ...]:
         """Returns the comparison of every output of logits of every pair."""
@@ -237,8 +264,3 @@ class Tally:
             for (candidate, reference, (output, part)), count in self.uneven.items()
             if not part
         )
-
-
-def _name_samples(found: OutputComparison, names: Sequence[str]) -> OutputComparison:
-    """Returns a comparison whose worst samples have their names."""
-    return replace(found, worst=tuple(replace(item, name=names[item.sample]) for item in found.worst))

@@ -17,11 +17,15 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from trtq.models.packed import PackedModel, pack
+from trtq.models.ports import fit_floats
 from trtq.models.session import open_session, open_session_of
 from trtq.pipeline.graph.open_sizes import find_open_sizes
+from trtq.pipeline.judge.added import AddedParts, find_added
 from trtq.pipeline.judge.drawn import find_drawn
 from trtq.pipeline.judge.origins import find_origins, name_part
 from trtq.pipeline.judge.parts import is_computed, is_joined, list_parts
+from trtq.pipeline.judge.places import find_places
+from trtq.pipeline.judge.ranked import find_ranked
 from trtq.pipeline.judge.steady import split_by_sample
 
 Key: TypeAlias = tuple[str, str]
@@ -51,6 +55,9 @@ class OutputViews:
         open_sizes: The outputs whose size depends on values, as behind NonMaxSuppression.
         drawn: The outputs that differ from run to run, and the nodes that draw random numbers for them.
         names: Whether an output or a part holds names, such as indices, or amounts, where that is known.
+        places: The axes of an output that are places of a picture; of none whose samples are not first.
+        ranked: The outputs whose rows a TopK has ordered.
+        added: Computes what is added to the input, where that gives an output.
     """
 
     axes: Mapping[str, int] = field(default_factory=dict)
@@ -58,6 +65,9 @@ class OutputViews:
     open_sizes: Collection[str] = ()
     names: Mapping[Key, bool] = field(default_factory=dict)
     drawn: Mapping[str, str] = field(default_factory=dict)
+    places: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    ranked: Collection[str] = ()
+    added: AddedParts | None = None
 
     def see(
         self, outputs: Mapping[str, NDArray[Any]], inputs: Mapping[str, NDArray[Any]], num_samples: int
@@ -78,7 +88,11 @@ class OutputViews:
                 rows = split_by_sample(whole, num_samples)
                 places = self.labels.find(name, rows, axis, inputs, num_samples)
                 found |= {(name, part): rows[(slice(None), *place)] for part, place in places.items()}
-        return found
+        return found if self.added is None else found | self.added.find(outputs, inputs, num_samples)
+
+    def is_added(self, key: Key) -> bool:
+        """Whether a part is what is added to the input."""
+        return self.added is not None and key in self.added.keys
 
 
 def create_views(model: ir.Model) -> OutputViews:
@@ -91,7 +105,12 @@ def create_views(model: ir.Model) -> OutputViews:
     labels = PartLabels(model, joined) if joined else None
     opened = find_open_sizes(model).intersection(model.graph.outputs)
     sizes = {str(value.name) for value in opened}
-    return OutputViews(find_sample_axes(model), labels, sizes, find_origins(model), find_drawn(model))
+    axes = find_sample_axes(model)
+    sums = [item for item in find_added(model) if item.output not in axes]
+    places = {name: found for name, found in find_places(model).items() if name not in axes}
+    origins, drawn, ranked = find_origins(model), find_drawn(model), find_ranked(model)
+    added = AddedParts(model, sums) if sums else None
+    return OutputViews(axes, labels, sizes, origins, drawn, places, ranked, added)
 
 
 def find_sample_axes(model: ir.Model) -> dict[str, int]:
@@ -209,7 +228,8 @@ class PartLabels:
 
     def _compute(self, output: str, inputs: Mapping[str, NDArray[Any]]) -> NDArray[Any]:
         names = [item.name for item in self._probe.get_outputs()]
-        seen = dict(zip(names, self._probe.run(names, inputs), strict=True))
+        given = fit_floats(self._probe.get_inputs(), inputs)
+        seen = dict(zip(names, self._probe.run(names, given), strict=True))
         feed = {**self._given, **seen, **inputs}
         wanted = {item.name: feed[item.name] for item in self._joins.get_inputs()}
         parts = {part for numbers in self._numbers.values() for part in numbers}

@@ -17,6 +17,7 @@ from trtq.calibrators.batches import Batches
 from trtq.calibrators.memory import find_free_bytes
 from trtq.calibrators.sources import make_random_batches
 from trtq.errors import ModelError
+from trtq.models.ports import fit_floats
 from trtq.models.session import Session, open_session, open_session_of, run
 from trtq.models.signature import TensorSpec
 from trtq.numbers import format_bytes
@@ -216,8 +217,7 @@ def _take_feed(graph: Graph, batches: Batches) -> Arrays:
 def _run(session: Session, feed: Arrays) -> Arrays:
     """Returns the outputs, flat."""
     names = [item.name for item in session.get_outputs()]
-    taken = {item.name for item in session.get_inputs()}
-    arrays = run(session, names, {name: array for name, array in feed.items() if name in taken})
+    arrays = run(session, names, fit_floats(session.get_inputs(), feed))
     return {name: np.ravel(array) for name, array in zip(names, arrays, strict=True)}
 
 

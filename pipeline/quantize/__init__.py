@@ -32,6 +32,7 @@ from trtq.pipeline.graph.load import raise_opset
 from trtq.pipeline.graph.pictures import tell_of_pictures
 from trtq.pipeline.graph.placement import Placement
 from trtq.pipeline.judge.witness import check_against_file
+from trtq.pipeline.quantize.fit import check_fit
 from trtq.pipeline.quantize.weights import (
     find_runtime,
     place_weights,
@@ -71,7 +72,7 @@ def quantize(
         watcher: Receives the progress.
 
     Raises:
-        ModelError, DataError, UsageError: An argument cannot be used; the ranges lack a tensor.
+        ModelError, DataError, UsageError: An argument cannot be used; the ranges are of another model.
         ArtifactError: The file cannot be written.
     """
     watcher = choose_watcher(watcher)
@@ -86,8 +87,6 @@ def quantize(
     runtime = find_runtime(target.backend)
     placement, encoding = Placement(), WeightEncoding(runtime=runtime)
     if ranges is not None:
-        if ranges.model_sha256 != graph.sha256:
-            watcher.warn(f"the ranges were calibrated for another file than {graph.path}")
         if ranges.activations == PER_TOKEN:
             spec = replace(spec, quantization=replace(spec.quantization, activations=PER_TOKEN))
     elif target.weights is not None and target.weights.in_products:
@@ -99,6 +98,7 @@ def quantize(
         if ranges is None:
             ranges = need_no_ranges(graph, placement)
         else:
+            check_fit(ranges, graph, placement, watcher)
             _warn_of_formats(ranges, placement, watcher)
     if target.weights is not None:
         by_matrix = target.backend != "tensorrt"  # where nobody has measured it

@@ -119,6 +119,7 @@ if TYPE_CHECKING:
     from trtq.pipeline.verify import verify as verify
     from trtq.pipeline.verify import verify_index as verify_index
     from trtq.progress import Watcher as Watcher
+    from trtq.workers import Processes as Processes
 
     __version__: str
 else:

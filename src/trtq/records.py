@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from trtq.json import Measured
 
@@ -29,6 +30,21 @@ class WorstSample:
     def __str__(self) -> str:
         """Returns it as a person reads it: `7 cats/3.png (0.9123)`."""
         return f"{' '.join(filter(None, (str(self.sample), self.name)))} ({self.cosine:.4f})"
+
+
+@dataclass(frozen=True, slots=True)
+class LostClass:
+    """A class that a candidate finds in less than half of its places.
+
+    Attributes:
+        number: The class.
+        found: In how many places it was found.
+        count: In how many it is.
+    """
+
+    number: int
+    found: int
+    count: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +83,16 @@ class OutputComparison:
         part: The tensor that is joined to others to give the output, such as boxes beside scores; empty: the
             whole output.
         entry_cosine: By the noise of each entry of an axis of a sample, such as a channel, token or column,
-            the cosine below which a tenth of them lies; of the worst axis.
+            the cosine below which a tenth of them lies, or that of one that is lost; of the worst axis.
+        entry: The place of that entry, and how many its axis has.
+        lost: Of an output of classes, the one that lost most places, if less than half of it is found.
+        quiet_change_db: Like `change_db`, of the nine in ten samples that are nearest the middle one, where
+            each is one number; None where that does not tell.
+        is_added: Whether the part is what is added to the input, to give the output. It may have the noise
+            that an entry may have, since the output shows less of it.
+        is_ranked: Whether a TopK decides the order of its rows.
+        is_left_to_metric: Whether a metric of the user's own vouches for such an output, so that only values
+            that are not finite, and an output that is the same for all samples, count against it.
     """
 
     candidate: str
@@ -91,11 +116,21 @@ class OutputComparison:
     part: str = ""
     is_change_known: bool = True
     entry_cosine: Measured = 1.0
+    entry: tuple[int, int] = (0, 0)
+    lost: LostClass | None = None
+    quiet_change_db: float | None = None
+    is_added: bool = False
+    is_ranked: bool = False
+    is_left_to_metric: bool = False
 
     def __post_init__(self) -> None:
         """Takes a ratio that is NaN beside a finite cosine, as a file has it, for the infinite one it was."""
         if math.isnan(self.sqnr_db) and not math.isnan(self.cosine):
             object.__setattr__(self, "sqnr_db", math.inf if self.max_abs == 0 else -math.inf)
+
+    def with_names(self, names: Sequence[str]) -> OutputComparison:
+        """Returns it with the names of its worst samples, of those of all."""
+        return replace(self, worst=tuple(replace(item, name=names[item.sample]) for item in self.worst))
 
     @property
     def name(self) -> str:
@@ -111,15 +146,17 @@ class OutputComparison:
         which is more than its cosine says if the candidate is louder or softer than the reference. At low
         entries it may have five times the amplitude, unless they are lost.
         """
+        if self.is_added:
+            return _relax(math.nan if math.isnan(self.cosine) else cosine_of_noise(self.sqnr_db))
         loss = 1 - cosine_of_noise(self.sqnr_db)
         low = 1 - max(1 - self.low_cosine, loss) / LOW_FACTOR
-        values = (self.cosine, self.median_cosine, low, self.apart_cosine, self._judged_entry)
+        values = (self.cosine, self.median_cosine, low, self.apart_cosine, _relax(self.entry_cosine))
         return math.nan if any(map(math.isnan, values)) else min(values)
 
-    @property
-    def _judged_entry(self) -> float:
-        is_lost = self.entry_cosine < LOST_ENTRY
-        return self.entry_cosine if is_lost else 1 - (1 - self.entry_cosine) / ENTRY_FACTOR
+
+def _relax(cosine: float) -> float:
+    """Returns the cosine that counts of a part that may have more noise, unless that is lost."""
+    return cosine if cosine < LOST_ENTRY else 1 - (1 - cosine) / ENTRY_FACTOR
 
 
 def cosine_of_noise(sqnr_db: float) -> float:

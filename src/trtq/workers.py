@@ -135,9 +135,10 @@ class Threads:
 
 @dataclass(frozen=True, slots=True)
 class Processes:
-    """New processes of this machine, `number` or one a core: for tasks that hold the GIL.
+    """New processes of this machine, for tasks that hold the GIL; ONNX Runtime gets its share of the cores.
 
-    ONNX Runtime gets its share of the cores in each.
+    Attributes:
+        number: How many; None: one a core.
     """
 
     number: int | None = None

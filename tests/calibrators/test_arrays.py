@@ -127,8 +127,8 @@ def test_an_array_without_samples_axis_is_refused(tmp_path: Path) -> None:
     path.write_bytes(_npz({"x": X, "gain": np.array(2.0, np.float32)}))
     with pytest.raises(
         DataError,
-        match=r"^array 'gain' of .*calib.npz has no sample axis; for inputs without one give a folder of "
-        r".npz files, one batch each$",
+        match=r"^array 'gain' of .*calib.npz has no sample axis; for inputs without an axis of "
+        r"samples give a folder of .npz files, one batch each$",
     ):
         open_array_file(LocalFile(path), ["x", "gain"], 8)
 
@@ -138,7 +138,8 @@ def test_arrays_of_different_lengths_are_refused(tmp_path: Path) -> None:
     path.write_bytes(_npz({"x": X, "mask": X[:7]}))
     with pytest.raises(
         DataError,
-        match=r"^the arrays of .*calib.npz have different numbers of samples: {'x': 10, 'mask': 7}$",
+        match=r"^the arrays of .*calib.npz have different numbers of samples: {'x': 10, 'mask': 7}; for "
+        r"inputs without an axis of samples give a folder of .npz files, one batch each$",
     ):
         open_array_file(LocalFile(path), ["x", "mask"], 8)
 

@@ -115,7 +115,7 @@ def test_further_arrays_may_be_there_or_not() -> None:
     check_feed(_feed(mask=mask), [MASK], ["labels"])
 
 
-@pytest.mark.parametrize("dtype", ["float64", "uint8", "bool"])
+@pytest.mark.parametrize("dtype", ["float64", "int8", "bool"])
 def test_another_dtype_is_refused_with_the_way_out(dtype: str) -> None:
     with pytest.raises(
         DataError,
@@ -123,6 +123,21 @@ def test_another_dtype_is_refused_with_the_way_out(dtype: str) -> None:
         r".astype\('float32'\)$",
     ):
         check_feed(_feed(image=np.zeros((4, 2, 3), dtype)), [IMAGE])
+
+
+def test_pixels_are_scaled_and_not_only_cast() -> None:
+    with pytest.raises(
+        DataError, match=r"with .astype\('float32'\), and scale it as for the model's training"
+    ):
+        check_feed(_feed(image=np.zeros((4, 2, 3), np.uint8)), [IMAGE])
+
+
+def test_no_cast_is_advised_that_leaves_nothing_of_the_values() -> None:
+    halves = np.full(4, 0.5, np.float32)
+    with pytest.raises(
+        DataError, match=r"int64; its values from 0.5 to 0.5 are not whole, and a cast would c"
+    ):
+        check_feed(_feed(mask=halves), [MASK])
 
 
 @pytest.mark.parametrize("dtype", ["<f2", ">f2", ">f4", "<f8", ">f8"])
@@ -169,6 +184,16 @@ def test_another_shape_is_refused(shape: tuple[int, ...], shown: str) -> None:
         r"the samples, or set `resize`, `channels` and `layout` in \[preprocess\] of model.toml",
     ):
         check_feed(_feed(image=np.zeros(shape, np.float32)), [IMAGE])
+
+
+def test_what_is_no_picture_is_told_no_way_to_resize_it() -> None:
+    threshold = replace(MASK, dtype="float32", shape=())
+    with pytest.raises(
+        DataError, match=r"expects \(\); for inputs without an axis of samples give a folder of"
+    ):
+        check_feed(_feed(mask=np.zeros(4, np.float32)), [threshold])
+    with pytest.raises(DataError, match=r"expects \(N, 7\); give the samples as the model takes them$"):
+        check_feed(_feed(mask=np.zeros((4, 8), np.float32)), [replace(threshold, shape=("N", 7))])
 
 
 def test_an_additive_mask_may_hold_minus_infinity() -> None:

@@ -109,13 +109,14 @@ def test_int4_of_tensorrt_is_that_of_onnx(tmp_path: Path) -> None:
             "a placeholder of modelopt for an NVFP4 weight; export the model by NVFP4QuantExporter",
         ),
         ("trt.TRT_Mine", "not a standard ONNX operator; TensorRT has it only as a plugin"),
+        ("ai.onnx.ml.Normalizer", "ONNX's, but of classical machine learning, which TensorRT has not"),
         ("trt.Mine", "not a standard ONNX operator; TensorRT has it only as a plugin"),
         ("mine.Relu", "not a standard ONNX operator; TensorRT has it only as a plugin"),
     ],
 )
 def test_what_cannot_be_compared_is_refused(tmp_path: Path, operator: str, words: str) -> None:
     path = _save(tmp_path / "m.onnx", f"[op] a = {operator}(x) y = MatMul(a, w)", w=_random(32, 16))
-    name = operator.replace(".", "::")
+    name = "::".join(operator.rsplit(".", 1))
     with pytest.raises(ModelError, match=rf"^node 'op' is {name}, which is {words}"):
         load(path, min_opset=19)
 

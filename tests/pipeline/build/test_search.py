@@ -215,13 +215,13 @@ def test_auto_is_for_int8_by_qdq(target: dict[str, Any]) -> None:
         Target(auto=True, **target)
 
 
-def test_a_gate_that_no_int8_layer_holds_leaves_none(poisoned: Path) -> None:
+def test_a_gate_that_no_int8_layer_holds_fails(poisoned: Path) -> None:
     spec = replace(spec_for(poisoned), accuracy=AccuracySpec(min_cosine=0.99999999))
     report = build(poisoned, spec=spec, target=replace(AUTO, high_precision="fp32"))
-    assert report.reasons == ("no layer is quantized: float was compared with float",)
     assert report.auto is not None
+    assert (report.verdict, report.reasons) == ("fail", (report.auto.outcome,))
     assert report.auto.outcome.startswith(
-        "the gate passes, but with no layer in INT8: 2 of 2 layers are kept"
+        "no choice of layers in INT8 was found that holds the gate: 2 of 2 layers are kept out of INT8"
     )
     assert (report.auto.quantized_macs, report.engine.layers_quantized) == (0.0, 0)
     (warning,) = (item for item in report.warnings if item.startswith("only 0.0% of the MACs are in INT8, "))

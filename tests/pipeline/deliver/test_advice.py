@@ -74,6 +74,10 @@ def test_what_eight_bits_do_not_take_is_dropped() -> None:
     ("given", "command"),
     [
         ({"auto": AutoReport("no choice holds")}, ("trtq", "sensitivity", "m.trtq")),
+        (
+            {"auto": AutoReport("all float"), "engine": replace(ENGINE, layers_quantized=0)},
+            ("trtq", "sensitivity", "m.onnx", "--calib-data", "data.npz"),
+        ),
         ({"verdict": "pass", "quantized_macs": 0.1}, ("trtq", "inspect", "m.onnx", "--placement")),
         (
             {"verdict": "unverified", "reasons": ("no layer is quantized: ...",)},

@@ -35,13 +35,15 @@ def test_it_is_always_there() -> None:
     [
         (f"[layer] r = Gemm (d, dw) {_AFTER}", "QGemm"),
         (f"[layer] r = MatMul (d, dw) {_AFTER}", "QLinearMatMul"),
+        (f"[layer] m = MatMul (d, dw) r = Add (m, b) {_AFTER}", "QGemm"),  # which has another name then
         ("[layer] y = MatMul (d, dw)", "MatMulIntegerToFloat"),
     ],
 )
 def test_a_layer_that_becomes_an_integer_kernel_runs_in_int8(
     body: str, kind: str, path_of: Callable[..., Path]
 ) -> None:
-    path = path_of(f"g (float[2, 8] x) => (float[2, 8] y) {{ {_BEFORE} {body} }}", **_WEIGHTS)
+    text = f"g (float[2, 8] x) => (float[2, 8] y) {{ {_BEFORE} {body} }}"
+    path = path_of(text, b=np.ones(8, np.float32), **_WEIGHTS)
     built = OnnxRuntime().build(BuildRequest(path))
     assert built.plan is None
     assert [kernel.kind for kernel in built.kernels if "layer" in kernel.nodes] == [kind]

@@ -94,7 +94,7 @@ def test_inputs_of_strings(path_of: Callable[..., Path]) -> None:
         load(path, min_opset=13)
 
 
-@pytest.mark.parametrize("kind", ["seq(float[N])", "seq(float[])"])
+@pytest.mark.parametrize("kind", ["seq(float[N])", "seq(float[])", "seq(map(int64, float[N]))"])
 def test_inputs_that_are_no_tensors(path_of: Callable[..., Path], kind: str) -> None:
     path = path_of(f"g ({kind} x, int64 i) => (float[N] y) {{ y = SequenceAt(x, i) }}")
     with pytest.raises(ModelError, match=r"input 'x' is .*; trtq and TensorRT take tensors only"):

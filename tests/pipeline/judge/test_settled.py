@@ -73,6 +73,11 @@ def test_nothing_is_told_of_data_without_end_or_outputs_of_any_size(
     assert not _RULE.has_failed(_seen(_spoiled(4)), data, open_outputs)
 
 
+def test_parts_that_may_have_more_noise_end_nothing() -> None:
+    assert not _RULE.has_failed(_seen(_spoiled(4)), _DATA, noisy=(("y", ""),))
+    assert _RULE.has_failed(_seen(_spoiled(1, np.nan)), _DATA, noisy=(("y", ""),))
+
+
 def test_what_holds_on_the_data_that_was_read_does_not_pass() -> None:
     good, bad = (_seen(*answers).compare_outputs([""] * 8)[0] for answers in ([_GOOD] * 2, [_spoiled(4)] * 2))
     found = Comparison((good, replace(bad, output="z")), {}, 8, "made up", is_settled=True)

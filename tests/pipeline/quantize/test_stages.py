@@ -95,7 +95,11 @@ def test_the_calibrated_tensors_follow_the_skipped_layers(demo: Path, ranges: Ra
 
 
 def test_random_numbers_mark_the_ranges(demo: Path) -> None:
-    assert calibrate(demo, random_data=True).is_random
+    watcher = RecordingWatcher()
+    assert calibrate(demo, random_data=True, watcher=watcher).is_random
+    assert watcher.warnings[0] == (
+        "calibrating with random numbers: the accuracy of what has these ranges means nothing"
+    )
 
 
 def test_the_quantized_model_is_whole_and_valid(demo: Path, ranges: Ranges, tmp_path: Path) -> None:
@@ -161,7 +165,9 @@ def test_new_weights_never_overwrite_those_that_the_old_graph_refers_to(
 def test_ranges_of_another_file_are_taken_with_a_warning(demo: Path, ranges: Ranges, tmp_path: Path) -> None:
     watcher = RecordingWatcher()
     quantize(demo, replace(ranges, model_sha256="0" * 64), tmp_path / "m.onnx", watcher=watcher)
-    assert watcher.warnings == [f"the ranges were calibrated for another file than {demo}"]
+    assert watcher.warnings == [
+        f"the ranges were calibrated for another file than {demo}; if its weights differ, calibrate again"
+    ]
 
 
 def test_ranges_that_lack_a_tensor_are_refused(demo: Path, ranges: Ranges, tmp_path: Path) -> None:
