@@ -88,7 +88,7 @@ def load_job(
     take_settings(spec, watcher)
     strategy = choose_strategy(target, backend)
     _refuse_combinations(spec, target, strategy, backend)
-    graph = load(path, min_opset=find_opset(target, strategy))
+    graph = load(path, min_opset=find_opset(target, strategy), unfolds=target.unfolds_attention)
     refuse_half_known(graph.model, for_tensorrt=backend.name != "onnxruntime")
     if backend.name != "onnxruntime":
         _refuse_passed_inputs(graph)

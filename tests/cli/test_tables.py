@@ -9,10 +9,10 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
-from trtq.cli.tables import create_comparison_table, format_verdict, print_report
+from trtq.cli.tables import create_comparison_table, format_verdict, print_logits, print_report
 from trtq.kept import Fallback
 from trtq.pipeline.deliver.report import SCHEMA_VERSION, AutoReport, EngineReport, Report, WeightsReport
-from trtq.records import OutputComparison, Repairs, Trial
+from trtq.records import LogitsComparison, OutputComparison, Repairs, Trial
 
 
 def compared(output: str, cosine: float = 0.5, sqnr_db: float = 3.0) -> OutputComparison:
@@ -146,3 +146,13 @@ def test_a_search_tells_the_formats_and_what_they_cost() -> None:
     assert not [line for line in lines if "--skip" in line]  # the patterns alone do not reproduce it
     plain = printed(replace(report(0), auto=AutoReport("the gate passes", skip=("^d$",))))
     assert "to reproduce: --skip '^d$'" in plain
+
+
+def test_without_a_next_token_no_perplexity_is_shown() -> None:
+    console = Console(file=io.StringIO(), width=120, markup=False)
+    one = LogitsComparison("int8", "fp32", "y", 0.01, math.nan, math.nan)
+    print_logits(console, [one, replace(one, perplexity=12.5, reference_perplexity=math.nan)])
+    assert lines_of(console) == [
+        "y int8 against fp32 KL divergence 0.01 nats",
+        "y perplexity 12.5 (int8), nan (fp32) KL divergence 0.01 nats",
+    ]

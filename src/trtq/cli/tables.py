@@ -172,11 +172,17 @@ def print_logits(console: Console, logits: Sequence[LogitsComparison]) -> None:
     for item in logits:
         agreement = f"  top 1 agrees {item.top1:.2%}, top 5 {item.top5:.2%}" if item.spans else ""
         console.print(
-            f"{item.output}  perplexity {_number(item.perplexity, '{:.4g}')} ({item.candidate}), "
-            f"{_number(item.reference_perplexity, '{:.4g}')} ({item.reference})  "
-            f"KL divergence {item.kl_nats:.3g} nats{agreement}",
+            f"{item.output}  {_describe_perplexity(item)}  KL divergence {item.kl_nats:.3g} nats{agreement}",
             soft_wrap=True,
         )
+
+
+def _describe_perplexity(item: LogitsComparison) -> str:
+    """Returns the perplexity of both models; only their names if the data has no next token."""
+    if math.isnan(item.perplexity) and math.isnan(item.reference_perplexity):
+        return f"{item.candidate} against {item.reference}"
+    ours, theirs = (_number(value, "{:.4g}") for value in (item.perplexity, item.reference_perplexity))
+    return f"perplexity {ours} ({item.candidate}), {theirs} ({item.reference})"
 
 
 def print_accuracy(
