@@ -47,6 +47,6 @@ def unfold_attention(model: ir.Model) -> Iterator[str]:
         yield f"wrote {format_count(len(done), 'attention')} with a cache as plain nodes"
     if grouped in done:
         yield (
-            "every text takes the whole cache: where seqlens_k gives another length, the outputs are NaN; for "
-            "texts of unequal length build with --backend onnxruntime, which keeps GroupQueryAttention"
+            "every text takes the whole cache: where seqlens_k gives another length, the outputs are NaN; "
+            "for texts of unequal length build with --backend onnxruntime, which keeps GroupQueryAttention"
         )
