@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from trtq.errors import ArtifactError, UsageError
-from trtq.files import check_output, check_outputs, lock_file, write_atomically
+from trtq.files import check_output, check_outputs, lock_file, refuse_name, write_atomically
+from trtq.models.session import open_session
 
 
 def _full_disk(descriptor: int) -> None:
@@ -222,3 +223,13 @@ def test_an_output_in_a_folder_that_cannot_be_written_to_is_refused(
 def test_checking_an_output_leaves_nothing(tmp_path: Path) -> None:
     check_output(tmp_path / "r.json")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_name_that_is_not_utf_8_is_refused() -> None:
+    refuse_name(Path("мо дель.onnx"))
+    name = Path(os.fsdecode(b"m\xe9.onnx"))
+    told = r"^the name of m.\.onnx is not UTF-8, .* rename it, or set a UTF-8 locale"
+    with pytest.raises(UsageError, match=told):
+        refuse_name(name)
+    with pytest.raises(UsageError, match=told):
+        open_session(name, optimize=False)

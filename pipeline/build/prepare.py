@@ -8,6 +8,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from trtq.errors import DataError, ModelError, UsageError
+from trtq.files import refuse_name
 from trtq.models.signature import require_same_inputs
 from trtq.models.spec import AUTO, INSERTING_REPAIRS, PER_TOKEN, REPAIRS, ModelSpec, find_path
 from trtq.pipeline.build.job import Job, place_job
@@ -98,6 +99,7 @@ def load_job(
     for note in graph.notes:
         watcher.note(note)
     folder = Path(output or path.with_suffix(".trtq")).absolute()
+    refuse_name(folder)
     refuse_inputs_in(
         folder,
         graph.path,

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from trtq.models.spec import AccuracySpec
-from trtq.numbers import format_count
+from trtq.numbers import format_beside, format_count
 from trtq.pipeline.judge.compare import Comparison
 from trtq.pipeline.judge.score import format_score, name_metric
 from trtq.records import ENTRY_FACTOR, LOST_ENTRY, LOW_FACTOR, REFERENCES, OutputComparison
@@ -196,7 +196,7 @@ def _check_output(item: OutputComparison, gate: AccuracySpec) -> Check:
     """Returns what the gate says of one output against one reference."""
     name = f"cosine of {_name(item)} to {item.reference}"
     if _holds(item, gate):
-        return Check(name, "pass", f"{item.judged_cosine:.5f}, the gate requires {gate.min_cosine:g}")
+        return Check(name, "pass", f"{item.judged_cosine:.5f}, the gate requires {gate.min_cosine:.12g}")
     return Check(name, "fail", _explain_cosine(item, gate))
 
 
@@ -235,8 +235,8 @@ def _drop_reasons(comparison: Comparison, candidate: str, reference: str, gate: 
         return []
     before, after = (format_score(score, comparison.metric) for score in (theirs, ours))
     return [
-        f"{name_metric(comparison.metric)} falls from {before} ({reference}) to {after}, by {drop:.2f} "
-        f"points; the gate allows {gate.max_drop:g}"
+        f"{name_metric(comparison.metric)} falls from {before} ({reference}) to {after}, by "
+        f"{format_beside(drop, gate.max_drop, 2)} points; the gate allows {gate.max_drop:g}"
     ]
 
 
@@ -267,9 +267,10 @@ def _explain_cosine(item: OutputComparison, gate: AccuracySpec) -> str:
             f"{_name(item)} of {item.candidate} is the same for all samples, where that of "
             f"{item.reference} differs"
         )
-    found = f"cosine {item.cosine:.4f} to {item.reference}, the gate requires {gate.min_cosine:g}"
+    cosine = f"cosine {format_beside(item.cosine, gate.min_cosine, 4)} to {item.reference}"
+    found = f"{cosine}, the gate requires {gate.min_cosine:.12g}"
     if item.cosine >= gate.min_cosine:
-        found = f"cosine {item.cosine:.4f} to {item.reference} as a whole, but {_explain_part(item, gate)}"
+        found = f"{cosine} as a whole, but {_explain_part(item, gate)}"
     return f"{_name(item)} has {found}; worst samples: {worst}"
 
 
@@ -278,18 +279,18 @@ def _explain_part(item: OutputComparison, gate: AccuracySpec) -> str:
     wanted = gate.min_cosine
     low = 1 - LOW_FACTOR * (1 - wanted)
     if not item.apart_cosine >= wanted:
-        found = f"{item.apart_cosine:.4f} on the {item.apart} values that hardly change or rule classes out"
+        found, where = item.apart_cosine, f"on the {item.apart} values that hardly change or rule classes out"
     elif item.median_cosine < wanted:
-        found = f"{item.median_cosine:.4f} or less in half of its samples"
+        found, where = item.median_cosine, "or less in half of its samples"
     elif item.low_cosine < low:
-        found, wanted = f"{item.low_cosine:.4f} or less in a twentieth of its samples", low
+        found, wanted, where = item.low_cosine, low, "or less in a twentieth of its samples"
     elif item.entry_cosine < (least_entry := max(LOST_ENTRY, 1 - ENTRY_FACTOR * (1 - wanted))):
-        found = f"{item.entry_cosine:.4f} or less by the noise in a tenth of its channels, tokens or columns"
-        wanted = least_entry
+        found, wanted = item.entry_cosine, least_entry
+        where = "or less by the noise in a tenth of its channels, tokens or columns"
     else:
         least = _find_least_db(gate)
         return f"too large or too small: {item.sqnr_db:.1f} dB, where the gate requires {least:.1f}"
-    return f"{found}, where the gate requires {wanted:g}"
+    return f"{format_beside(found, wanted, 4)} {where}, where the gate requires {wanted:.12g}"
 
 
 def _find_least_db(gate: AccuracySpec) -> float:

@@ -138,6 +138,26 @@ def is_there(path: Path) -> bool:
         return False
 
 
+def as_argument(path: str) -> str:
+    """Returns a path as a word of a command line, which must not look like an option."""
+    return f"./{path}" if path.startswith("-") else path
+
+
+def refuse_name(path: Path) -> None:
+    """Refuses a path that is not UTF-8, which the libraries that open files by name do not take.
+
+    Raises:
+        UsageError: It has such bytes, or the locale made some of it.
+    """
+    try:
+        str(path).encode()
+    except UnicodeEncodeError as error:
+        raise UsageError(
+            f"the name of {path} is not UTF-8, and ONNX Runtime opens no such file; rename it, or set a "
+            "UTF-8 locale (LC_ALL=C.UTF-8) if the name is UTF-8"
+        ) from error
+
+
 def hash_file(path: Path) -> str:
     """Returns the SHA-256 of a file's content, as hex."""
     sha = hashlib.sha256()

@@ -14,7 +14,7 @@ from trtq.cli.console import echo, open_console
 from trtq.cli.help import GroupedCommand
 from trtq.cli.options import Given
 from trtq.errors import UsageError
-from trtq.files import check_output, write_atomically
+from trtq.files import as_argument, check_output, write_atomically
 from trtq.models.preprocess import Preprocess, describe
 from trtq.models.spec import CalibrationSpec, EvaluationSpec, ModelSpec
 from trtq.pipeline.init import PRESETS, Clues, InitialSettings, find_clues, init
@@ -104,4 +104,4 @@ def _print(path: Path, model: Path, found: InitialSettings) -> None:
         console.print(
             "no data was found: name it as data in [calibration], or give --calib-data", soft_wrap=True
         )
-    console.print(f"next: {shlex.join(('trtq', 'build', str(model), '--int8'))}", soft_wrap=True)
+    console.print(f"next: {shlex.join(('trtq', 'build', as_argument(str(model)), '--int8'))}", soft_wrap=True)
