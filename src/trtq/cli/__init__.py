@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from trtq.cli.console import echo
+from trtq.cli.console import echo, open_closed_streams
 from trtq.cli.help import GuessingGroup, complete_names
 from trtq.errors import BuildError, GateError, TrtqError
 from trtq.lazy import defer
@@ -95,7 +95,7 @@ def _explain(error: OSError | MemoryError) -> str:
     """Returns what the machine refuses: a path or the memory that the work needs."""
     if isinstance(error, MemoryError):
         return f"there is not enough memory: {str(error) or 'smaller batches or settings need less'}"
-    return f"{error.strerror or error}: {error.filename}" if error.filename else str(error)
+    return f"{error.strerror or error}: {error.filename}" if error.filename else error.strerror or str(error)
 
 
 @contextmanager
@@ -178,6 +178,7 @@ class _LazyGroup(GuessingGroup):
         signal.signal(signal.SIGTERM, _interrupt)
         if hasattr(signal, "SIGALRM"):
             signal.signal(signal.SIGALRM, _interrupt)
+        open_closed_streams()
         hook, sys.unraisablehook = sys.unraisablehook, _interrupt_again
         _print_what_can_be_printed()
         os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # ONNX Runtime 1.31 and later report their use
