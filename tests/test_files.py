@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from trtq.cli.ci import CiFiles
 from trtq.errors import ArtifactError, UsageError
 from trtq.files import check_output, check_outputs, lock_file, refuse_name, write_atomically
 from trtq.models.session import open_session
@@ -233,3 +234,16 @@ def test_a_name_that_is_not_utf_8_is_refused() -> None:
         refuse_name(name)
     with pytest.raises(UsageError, match=told):
         open_session(name, optimize=False)
+
+
+def test_a_pipe_or_device_is_not_replaced(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    told = "cannot write .*pipe: it is a device or pipe, not a regular file"
+    with pytest.raises(ArtifactError, match=f"{told}; name a file"):
+        check_output(pipe)
+    with pytest.raises(ArtifactError, match=told):
+        write_atomically(pipe, b"new")
+    CiFiles("build", summary=pipe).check()  # which is only appended to
+    assert stat.S_ISFIFO(pipe.stat().st_mode)
+    assert [item.name for item in tmp_path.iterdir()] == ["pipe"]

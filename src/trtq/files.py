@@ -11,7 +11,7 @@ from pathlib import Path
 
 from trtq.errors import ArtifactError, TrtqError, UsageError, quote
 from trtq.locks import CAN_LOCK, lock
-from trtq.temporary import open_temporary_file
+from trtq.temporary import is_device, open_temporary_file
 
 _BLOCK_BYTES = 1 << 22
 
@@ -204,14 +204,16 @@ def check_output(output: Path, *sources: Path | str | None, option: str = "--out
         option: That names the output.
 
     Raises:
-        ArtifactError: It is a folder, or lies in none, or in one that cannot be written to; it is a source,
-            or lies in one.
+        ArtifactError: It is a folder or a device, or lies in none, or in one that cannot be written to; it is
+            a source, or lies in one.
     """
     for source in sources:
         if source is not None:
             _refuse_source(output, source, option)
     if output.is_dir():
         raise ArtifactError(f"cannot write {output}: it is a folder; name a file in it")
+    if is_device(output):
+        raise ArtifactError(f"cannot write {output}: it is a device or pipe, not a regular file; name a file")
     folder = output.absolute().parent
     if not folder.is_dir():
         raise ArtifactError(f"cannot write {output}: there is no folder {folder}; make it, or choose another")
