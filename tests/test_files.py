@@ -8,12 +8,13 @@ import stat
 import subprocess
 import sys
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
 from trtq.cli.ci import CiFiles
 from trtq.errors import ArtifactError, UsageError
-from trtq.files import check_output, check_outputs, lock_file, refuse_name, write_atomically
+from trtq.files import check_output, check_outputs, is_there, lock_file, refuse_name, write_atomically
 from trtq.models.session import open_session
 
 
@@ -247,3 +248,17 @@ def test_a_pipe_or_device_is_not_replaced(tmp_path: Path) -> None:
     CiFiles("build", summary=pipe).check()  # which is only appended to
     assert stat.S_ISFIFO(pipe.stat().st_mode)
     assert [item.name for item in tmp_path.iterdir()] == ["pipe"]
+
+
+def test_a_folder_that_cannot_be_searched_is_not_taken_for_an_empty_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert not is_there(tmp_path / "no")
+    assert not is_there(tmp_path / ("n" * 300))
+
+    def refuse(*_: object, **__: object) -> NoReturn:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr(Path, "stat", refuse)
+    with pytest.raises(PermissionError):
+        is_there(tmp_path / "no")

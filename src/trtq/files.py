@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import os
 import shutil
+import stat
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -123,19 +124,31 @@ def sync_folder(folder: Path) -> None:
 
 
 def is_file(path: Path) -> bool:
-    """Returns whether there is a file; a name that no system takes is none."""
-    try:
-        return path.is_file()
-    except (OSError, ValueError):
-        return False
+    """Returns whether there is a file; a name that no system takes is none.
+
+    Raises:
+        PermissionError: Its folder cannot be searched.
+    """
+    return stat.S_ISREG(_find_mode(path))
 
 
 def is_there(path: Path) -> bool:
-    """Returns whether there is a file, a folder or something else; a name that no system takes is nothing."""
+    """Returns whether there is a file, a folder or something else; a name that no system takes is nothing.
+
+    Raises:
+        PermissionError: Its folder cannot be searched.
+    """
+    return _find_mode(path) != 0
+
+
+def _find_mode(path: Path) -> int:
+    """Returns the mode of what is there; 0: nothing."""
     try:
-        return path.exists()
+        return path.stat().st_mode
+    except PermissionError:
+        raise
     except (OSError, ValueError):
-        return False
+        return 0
 
 
 def as_argument(path: str) -> str:
