@@ -9,7 +9,13 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
-from trtq.cli.tables import create_comparison_table, format_verdict, print_logits, print_report
+from trtq.cli.tables import (
+    create_comparison_table,
+    create_table,
+    format_verdict,
+    print_logits,
+    print_report,
+)
 from trtq.kept import Fallback
 from trtq.pipeline.deliver.report import SCHEMA_VERSION, AutoReport, EngineReport, Report, WeightsReport
 from trtq.records import LogitsComparison, OutputComparison, Repairs, Trial
@@ -156,3 +162,18 @@ def test_without_a_next_token_no_perplexity_is_shown() -> None:
         "y int8 against fp32 KL divergence 0.01 nats",
         "y perplexity 12.5 (int8), nan (fp32) KL divergence 0.01 nats",
     ]
+
+
+def test_a_narrow_terminal_leaves_numbers_out_and_no_names() -> None:
+    rows = create_table("layer", "type", "dB", "amax", "mean", numbers=3)
+    rows.add_row("encoder.layers.0.attention", "MatMul", "38.5", "0.12345", "0.98765")
+    rows.caption = "and 3 more"
+    for width, told in (
+        (60, ["layer type dB amax mean", "encoder.layers.0.atten MatMul 38.5 0.12345 0.98765"]),
+        (52, ["layer type dB amax", "encoder.layers.0.attenti MatMul 38.5 0.12345"]),
+        (41, ["layer type dB", "encoder.layers.0.attent MatMul 38.5"]),
+    ):
+        console = Console(file=io.StringIO(), width=width)
+        console.print(rows)
+        assert lines_of(console)[:2] == told
+    assert " ".join(lines_of(console)).endswith("and 3 more; a wider terminal also shows mean, amax")
