@@ -166,8 +166,8 @@ def refuse_name(path: Path) -> None:
         str(path).encode()
     except UnicodeEncodeError as error:
         raise UsageError(
-            f"the name of {path} is not UTF-8, and ONNX Runtime opens no such file; rename it, or set a "
-            "UTF-8 locale (LC_ALL=C.UTF-8) if the name is UTF-8"
+            f"the name of {path} is not UTF-8, as ONNX Runtime and settings files need it; rename it, or set "
+            "a UTF-8 locale (LC_ALL=C.UTF-8) if the name is UTF-8"
         ) from error
 
 

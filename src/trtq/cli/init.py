@@ -14,7 +14,7 @@ from trtq.cli.console import echo, open_console
 from trtq.cli.help import GroupedCommand
 from trtq.cli.options import Given
 from trtq.errors import UsageError
-from trtq.files import as_argument, check_output, write_atomically
+from trtq.files import as_argument, check_output, refuse_name, write_atomically
 from trtq.models.preprocess import Preprocess, describe
 from trtq.models.spec import CalibrationSpec, EvaluationSpec, ModelSpec
 from trtq.pipeline.init import PRESETS, Clues, InitialSettings, find_clues, init
@@ -70,6 +70,9 @@ def command(
     )
     changes = {change.field: change.value for change in given.find(Preprocess)}
     found = init(model, preset=preset, spec=known, preprocess=changes, clues=clues, folder=path.parent)
+    spec = found.spec
+    for source in (spec.calibration.data, spec.evaluation.data, spec.evaluation.labels):
+        refuse_name(Path(str(source)))
     write_atomically(path, found.text.encode())
     if not quiet:
         _print(path, model, found)
