@@ -26,7 +26,7 @@ from trtq.models.session import save
 from trtq.pipeline.compare import compare_reading
 from trtq.pipeline.graph.load import load
 from trtq.pipeline.plan import plan_model
-from trtq.pipeline.plan.sizes import Sizes
+from trtq.pipeline.plan.sizes import DynamicSizes
 from trtq.pipeline.rewrite.precision import to_fp16
 
 FORMATS = {
@@ -91,7 +91,9 @@ def measure(models: Path, place: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 def plan(model: Path, form: str, *options: str) -> int:
     """Returns the size of all weights in a format, as `trtq plan` says."""
     double, everything = ("--double-quant" in options), (ALL in options)
-    found = plan_model(model, sizes=Sizes(seq=WINDOW), double_quant=double, quantize_sensitive=everything)
+    found = plan_model(
+        model, sizes=DynamicSizes(seq=WINDOW), double_quant=double, quantize_sensitive=everything
+    )
     return next(item.weights_bytes for item in found.schemes if item.name == form)
 
 

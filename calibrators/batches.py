@@ -280,9 +280,10 @@ def check_feed(feed: Feed, inputs: Sequence[TensorSpec], extra: Sequence[str] = 
             f"the model takes {', '.join(names)}"
         )
     if unknown := [name for name in feed.arrays if name not in names and name not in extra]:
+        also = "".join(f", and labels are read from {name!r}" for name in extra)
         raise DataError(
             f"{feed.source} has an array {unknown[0]!r} that the model does not take; "
-            f"its inputs are {', '.join(names)}"
+            f"its inputs are {', '.join(names)}{also}"
         )
     for spec in inputs:
         _check_array(feed, spec)

@@ -13,7 +13,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from trtq.errors import UsageError
-from trtq.files import is_file
+from trtq.files import is_file, refuse_name
 from trtq.models.spec import OperatorSpec
 
 CUSTOM_OPS, PLUGINS = "TRTQ_ORT_CUSTOM_OPS", "TRTQ_PLUGINS"
@@ -77,3 +77,4 @@ def _require(option: str, paths: Sequence[str]) -> None:
     for path in paths:
         if not is_file(Path(path)):
             raise UsageError(f"there is no library {path}; {option} takes the path of a shared library")
+        refuse_name(Path(path))

@@ -86,6 +86,7 @@ class Preprocess:
 
 def describe(steps: Preprocess) -> str:
     """Returns the steps in words, and the values that come out of them."""
+    mean, std = _find_offsets(steps)
     size, crop = (format_shape(_pair(each) or ()) for each in (steps.resize, steps.crop))
     words = [
         *(["turned by EXIF"] if steps.exif else []),
@@ -93,8 +94,8 @@ def describe(steps: Preprocess) -> str:
         f"{steps.resize_mode} to {size}" if steps.resize else "size of the model" * (not steps.crop),
         f"crop {crop}" if steps.crop else "",
         f"x {steps.scale:.6g}" if steps.scale != 1 / 255 else "/ 255",
-        f"mean {list(steps.mean)}",
-        f"std {list(steps.std)}",
+        f"mean {[round(item, 6) for item in mean]}",
+        f"std {[round(item, 6) for item in std]}",
         steps.layout,
         *([f"one frame in {steps.frame_step}"] if steps.frame_step > 1 else []),
     ]
@@ -102,10 +103,19 @@ def describe(steps: Preprocess) -> str:
     return f"{', '.join(filter(None, words))}; values from {low:.3g} to {high:.3g}"
 
 
+def _find_offsets(steps: Preprocess) -> tuple[tuple[float, ...], ...]:
+    """Returns mean and std as they are used: a grey picture has one number of each."""
+    return tuple(
+        spread_over_channels(values, 1) if steps.channels == "L" else values
+        for values in (steps.mean, steps.std)
+    )
+
+
 def find_reach(steps: Preprocess) -> tuple[float, float]:
     """Returns the lowest and the highest value that a picture may become."""
-    count = max(len(steps.mean), len(steps.std))
-    mean, std = ((values * count)[:count] for values in (steps.mean, steps.std))
+    mean, std = _find_offsets(steps)
+    count = max(len(mean), len(std))
+    mean, std = ((values * count)[:count] for values in (mean, std))
     ends = [(top * steps.scale - m) / s for top in (0, 255) for m, s in zip(mean, std, strict=True)]
     return min(ends), max(ends)
 

@@ -16,6 +16,7 @@ import onnx_ir as ir
 
 from trtq import lazy
 from trtq.errors import MissingDependency, ModelError, UsageError
+from trtq.files import refuse_name
 from trtq.models.operators import list_custom_ops
 from trtq.models.packed import pack
 from trtq.models.ports import to_plain, with_plain_ports
@@ -182,6 +183,8 @@ def open_session(
     register_custom_ops(options)
     with _explain("load"):
         if isinstance(model, Path | bytes):
+            if isinstance(model, Path):
+                refuse_name(model)
             given = str(model) if isinstance(model, Path) else model
             session = create(given, options, providers=providers)
             ports = (*session.get_inputs(), *session.get_outputs())

@@ -37,6 +37,13 @@ else:
 """Data by its path or URL; in Python also what yields it."""
 
 
+def _refuse_empty(section: object, *names: str) -> None:
+    """Refuses an empty path, which would be that of the current folder."""
+    for name in names:
+        if getattr(section, name) == "":
+            raise UsageError(f"{name} is empty; give a value or leave it out")
+
+
 @dataclass(frozen=True, slots=True)
 class ProfileSpec:
     """The shapes of one input in one optimization profile."""
@@ -124,6 +131,7 @@ class CalibrationSpec:
     memory_bytes: int | None = setting(None, "--calib-memory", metavar="SIZE")
 
     def __post_init__(self) -> None:
+        _refuse_empty(self, "data")
         if self.samples is not None and self.samples < 1:
             raise UsageError(f"calibration samples must be at least 1, got {self.samples}")
         if self.batch_size < 1:
@@ -206,6 +214,7 @@ class EvaluationSpec:
     reference: str | None = setting(None, metavar="FILE.onnx")
 
     def __post_init__(self) -> None:
+        _refuse_empty(self, "data", "labels", "reference")
         if self.samples is not None and self.samples < 1:
             raise UsageError(f"evaluation samples must be at least 1, got {self.samples}")
 
@@ -268,6 +277,8 @@ class LayerSpec:
 
     def __post_init__(self) -> None:
         for pattern in (*self.skip, *self.keep_fp32, *self.force):
+            if not pattern:
+                raise UsageError("'' matches every node; write '.*' to mean that")
             try:
                 re.compile(pattern)
             except re.error as error:

@@ -49,7 +49,7 @@ _PICTURES = "How image files become the input. Wrong numbers silently ruin the a
 
 
 @dataclass(frozen=True, slots=True)
-class Clues:
+class ModelHints:
     """What a model and its folder show.
 
     Attributes:
@@ -70,8 +70,8 @@ class Clues:
     labels: str | None = None
     processor: Path | None = None
 
-    def with_evaluation(self, data: str | None) -> Clues:
-        """Returns the clues with other data to compare on, and the labels that are in it."""
+    def with_evaluation(self, data: str | None) -> ModelHints:
+        """Returns the hints with other data to compare on, and the labels that are in it."""
         names = [item.name for item in self.graph.inputs]
         return replace(self, evaluation=data, labels=_find_labels(Path(data), names) if data else None)
 
@@ -104,7 +104,7 @@ def init(
     preset: str | None = None,
     spec: ModelSpec | None = None,
     preprocess: Mapping[str, Any] | None = None,
-    clues: Clues | None = None,
+    hints: ModelHints | None = None,
     folder: Path | str | None = None,
 ) -> InitialSettings:
     """Returns the settings of a model to begin with, as the text of its model.toml with comments.
@@ -115,33 +115,33 @@ def init(
             or arrays. None: what the model seems to be.
         spec: What is known already, in the place of what is guessed.
         preprocess: Fields of `Preprocess`, in the place of those of the preset.
-        clues: What the model and its folder show; None: that is looked for.
+        hints: What the model and its folder show; None: that is looked for.
         folder: Where the file will lie, to which its paths are relative; None: beside the model.
 
     Raises:
         ModelError: The file is missing or no valid ONNX model.
         UsageError: There is no such preset, or the model has no input for it.
     """
-    clues = clues or find_clues(model)
+    hints = hints or find_hints(model)
     if preset is not None and preset not in PRESETS:
         raise UsageError(f"there is no preset {preset!r}; use {', '.join(PRESETS)}")
-    name, known = preset or clues.preset, spec or ModelSpec()
-    found = _describe(clues, name)
+    name, known = preset or hints.preset, spec or ModelSpec()
+    found = _describe(hints, name)
     steps = known.preprocess if known.preprocess != ModelSpec().preprocess else found.preprocess
     merged = replace(
         known,
         inputs={**found.inputs, **known.inputs},
         preprocess=replace(steps, **(preprocess or {})),
-        calibration=_add_data(known.calibration, clues),
-        evaluation=_add_labels(known.evaluation, clues),
+        calibration=_add_data(known.calibration, hints),
+        evaluation=_add_labels(known.evaluation, hints),
         layers=known.layers if known.layers != ModelSpec().layers else found.layers,
     )
     merged = _relate(merged, Path(model).parent if folder is None else Path(folder))
-    reason = "as it was asked" if preset is not None else clues.reason
-    return InitialSettings(merged, _format(merged, clues, name, reason), name, reason)
+    reason = "as it was asked" if preset is not None else hints.reason
+    return InitialSettings(merged, _format(merged, hints, name, reason), name, reason)
 
 
-def find_clues(model: Path | str) -> Clues:
+def find_hints(model: Path | str) -> ModelHints:
     """Returns what a model and its folder show of its settings.
 
     Raises:
@@ -151,7 +151,7 @@ def find_clues(model: Path | str) -> Clues:
     folder, processor = Path(model).parent, Path(model).parent / _PROCESSOR
     preset, reason = _guess(graph)
     names = [item.name for item in graph.inputs]
-    return Clues(
+    return ModelHints(
         graph,
         preset,
         reason,
@@ -192,9 +192,9 @@ def _guess(graph: Graph) -> tuple[str, str]:
     return "imagenet", f"{picture.name!r} takes images, but their kind is unknown: check the numbers"
 
 
-def _describe(clues: Clues, preset: str) -> ModelSpec:
+def _describe(hints: ModelHints, preset: str) -> ModelSpec:
     """Returns the settings of a preset for the inputs of the model."""
-    inputs, picture = clues.graph.inputs, find_picture(clues.graph.inputs)
+    inputs, picture = hints.graph.inputs, find_picture(hints.graph.inputs)
     if preset in (ARRAYS, *ARRAY_FAMILIES):
         spec = ModelSpec() if preset == ARRAYS else describe_family(preset, ())
         return replace(spec, inputs=dict(_list_profiles(inputs)))
@@ -205,21 +205,21 @@ def _describe(clues: Clues, preset: str) -> ModelSpec:
     if picture is None:
         shapes = ", ".join(map(str, inputs))
         raise UsageError(
-            f"the preset {preset} is for images, and no input of {clues.graph.path} takes them: "
+            f"the preset {preset} is for images, and no input of {hints.graph.path} takes them: "
             f"{shapes}; use --preset {ARRAYS}"
         )
-    return _describe_pictures(clues, preset, picture)
+    return _describe_pictures(hints, preset, picture)
 
 
-def _describe_pictures(clues: Clues, preset: str, picture: TensorSpec) -> ModelSpec:
+def _describe_pictures(hints: ModelHints, preset: str, picture: TensorSpec) -> ModelSpec:
     """Returns the settings of a preset with the layout, the size and the channels of the model."""
     is_last = picture.shape[1] not in (1, 3)
     dims = (picture.shape[0], picture.shape[3], *picture.shape[1:3]) if is_last else picture.shape
     shown = tuple(dim if isinstance(dim, int) else "N" for dim in dims)
     spec = describe_family(preset, [ModuleInput(picture.name, shown)])
-    steps = spec.preprocess if clues.processor is None else _read_processor(clues.processor)
+    steps = spec.preprocess if hints.processor is None else _read_processor(hints.processor)
     layout, channels = "NHWC" if is_last else "NCHW", "L" if dims[1] == 1 else steps.channels
-    profiles = dict(_list_profiles(clues.graph.inputs))
+    profiles = dict(_list_profiles(hints.graph.inputs))
     return replace(spec, inputs=profiles, preprocess=replace(steps, layout=layout, channels=channels))
 
 
@@ -276,14 +276,14 @@ def _list_arrays(path: Path) -> dict[str, tuple[tuple[int, ...], str]]:
         return {}
 
 
-def _add_data(known: CalibrationSpec, clues: Clues) -> CalibrationSpec:
-    return known if known.data is not None else replace(known, data=clues.calibration)
+def _add_data(known: CalibrationSpec, hints: ModelHints) -> CalibrationSpec:
+    return known if known.data is not None else replace(known, data=hints.calibration)
 
 
-def _add_labels(known: EvaluationSpec, clues: Clues) -> EvaluationSpec:
+def _add_labels(known: EvaluationSpec, hints: ModelHints) -> EvaluationSpec:
     if known.data is not None:
         return known
-    return replace(known, data=clues.evaluation, labels=known.labels or clues.labels)
+    return replace(known, data=hints.evaluation, labels=known.labels or hints.labels)
 
 
 def _relate(spec: ModelSpec, folder: Path) -> ModelSpec:
@@ -305,14 +305,14 @@ def _relate_data(data: Data | None, folder: Path) -> Data | None:
     return data if path is None else os.path.relpath(path, folder)
 
 
-def _format(spec: ModelSpec, clues: Clues, preset: str, reason: str) -> str:
+def _format(spec: ModelSpec, hints: ModelHints, preset: str, reason: str) -> str:
     """Returns the text: the inputs, and the sections with what each key means."""
-    path = clues.graph.path
+    path = hints.graph.path
     head = [
         f"Settings of {path.name}, to begin with: trtq build {path.name} --int8",
         f"Preset: {preset} ({reason}).",
-        *(f"Input: {item}" for item in clues.graph.inputs),
-        *([f"Pictures: as {_PROCESSOR} says."] if clues.processor is not None else []),
+        *(f"Input: {item}" for item in hints.graph.inputs),
+        *([f"Pictures: as {_PROCESSOR} says."] if hints.processor is not None else []),
         "What is commented out is the default. Options on the command line win over this file.",
     ]
     pictures = {} if preset in _WITHOUT_PICTURES else {"preprocess": _PICTURES}

@@ -8,11 +8,14 @@ import stat
 import subprocess
 import sys
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
+from trtq.cli.ci import CiFiles
 from trtq.errors import ArtifactError, UsageError
-from trtq.files import check_output, check_outputs, lock_file, write_atomically
+from trtq.files import check_output, check_outputs, is_there, lock_file, refuse_name, write_atomically
+from trtq.models.session import open_session
 
 
 def _full_disk(descriptor: int) -> None:
@@ -222,3 +225,40 @@ def test_an_output_in_a_folder_that_cannot_be_written_to_is_refused(
 def test_checking_an_output_leaves_nothing(tmp_path: Path) -> None:
     check_output(tmp_path / "r.json")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_name_that_is_not_utf_8_is_refused() -> None:
+    refuse_name(Path("мо дель.onnx"))
+    name = Path(os.fsdecode(b"m\xe9.onnx"))
+    told = r"^the name of m.\.onnx is not UTF-8, .* rename it, or set a UTF-8 locale"
+    with pytest.raises(UsageError, match=told):
+        refuse_name(name)
+    with pytest.raises(UsageError, match=told):
+        open_session(name, optimize=False)
+
+
+def test_a_pipe_or_device_is_not_replaced(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    told = "cannot write .*pipe: it is a device or pipe, not a regular file"
+    with pytest.raises(ArtifactError, match=f"{told}; name a file"):
+        check_output(pipe)
+    with pytest.raises(ArtifactError, match=told):
+        write_atomically(pipe, b"new")
+    CiFiles("build", summary=pipe).check()  # which is only appended to
+    assert stat.S_ISFIFO(pipe.stat().st_mode)
+    assert [item.name for item in tmp_path.iterdir()] == ["pipe"]
+
+
+def test_a_folder_that_cannot_be_searched_is_not_taken_for_an_empty_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert not is_there(tmp_path / "no")
+    assert not is_there(tmp_path / ("n" * 300))
+
+    def refuse(*_: object, **__: object) -> NoReturn:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr(Path, "stat", refuse)
+    with pytest.raises(PermissionError):
+        is_there(tmp_path / "no")

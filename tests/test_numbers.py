@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import re
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trtq.numbers import format_bytes, format_count, format_seconds, format_shape, shorten
+from trtq.numbers import format_beside, format_bytes, format_count, format_seconds, format_shape, shorten
 
 
 @pytest.mark.parametrize(
@@ -69,3 +70,18 @@ def test_what_was_given_is_shortened_for_a_message() -> None:
     assert shorten("1" * 20) == "1" * 20
     assert shorten("1" * 21) == "1" * 20 + "..."
     assert shorten("abcdef", 3) == "abc..."
+
+
+@pytest.mark.parametrize(
+    ("value", "limit", "shown"),
+    [
+        (0.98, 0.99, "0.9800"),
+        (0.9999989, 0.999999, "0.9999989"),  # four decimals would show a number above the limit
+        (0.99, 0.99, "0.9900"),
+        (1.0000001, 1.0, "1.0000001"),
+        (math.nan, 0.99, "nan"),
+        (1 - 2**-53, 1.0, "0.9999999999999999"),
+    ],
+)
+def test_a_number_is_shown_on_its_side_of_a_limit(value: float, limit: float, shown: str) -> None:
+    assert format_beside(value, limit, 4) == shown

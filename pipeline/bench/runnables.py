@@ -71,8 +71,8 @@ class RunOptions:
 class Runnable:
     """A model or engine on a device, "cpu" or "cuda".
 
-    Its precision is "fp32", "fp16", "int8", "int4-weights" and so on; what is not quantized computes in
-    `high_precision`, where that is known. `source` is the SHA-256 of the model that it was built from, or of
+    Its precision is "fp32", "fp16", "int8", "int4-weights" and so on; of a build for TensorRT, what is not
+    quantized computes in `high_precision`. `source` is the SHA-256 of the model that it was built from, or of
     itself if it is float; empty where that is not known.
     """
 
@@ -213,8 +213,9 @@ class _Collector:
         if models:
             self._take_graph(models[0][1], _spec_of(report, manifest))
         self._opt.update({name: profile.opt for name, profile in report.engine.profiles.items()})
+        is_for_cpu = report.backend.startswith("onnxruntime")
         for precision, path in models:
-            high = report.high_precision if precision not in ("fp32", "fp16") else ""
+            high = "" if precision in ("fp32", "fp16") or is_for_cpu else report.high_precision
             self._add_model(f"{prefix}{precision}", precision, path, high, _source_of(report, manifest))
         if ENGINE in manifest.outputs:
             source = _source_of(report, manifest)

@@ -29,6 +29,8 @@ from trtq.pipeline.engine.profiles import check_profiles, resolve_profiles
 from trtq.pipeline.engine.target import Target
 from trtq.pipeline.formats import INT8
 from trtq.pipeline.graph.placement import QuantizedNode
+from trtq.pipeline.judge.evaluate import find_labels
+from trtq.pipeline.judge.score import select_labels
 from trtq.progress import Watcher, choose_watcher
 
 
@@ -127,6 +129,7 @@ def plan_build(
         options=options, watcher=choose_watcher(watcher),
     )  # fmt: skip
     job, engine = start.job, start.places.engine
+    _check_data(job)
     rest = "as it is" if job.is_as_given else job.strategy.rest.name
     placement = job.placement
     return BuildPlan(
@@ -151,6 +154,22 @@ def plan_build(
         engine_file="" if engine is None else str(engine),
         reused=start.reused,
     )
+
+
+def _check_data(job: Job) -> None:
+    """Reads the first batches, unless a script would run for them.
+
+    Raises:
+        DataError: The arrays are not those that the model takes, or there are no such labels.
+    """
+    labels = None if job.spec.evaluation.data is None else find_labels(job.spec.evaluation)
+    array = None if labels is None else labels.array
+    for batches in (job.calibration, job.evaluation):
+        if batches is None or batches.num_samples is None:
+            continue
+        for feed in batches.first(1):
+            if array is not None and batches is job.evaluation:
+                select_labels(feed, array)
 
 
 def _name_asked(node: QuantizedNode) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from trtq.errors import DataError, ModelError, UsageError
+from trtq.files import refuse_name
 from trtq.models.signature import require_same_inputs
 from trtq.models.spec import AUTO, INSERTING_REPAIRS, PER_TOKEN, REPAIRS, ModelSpec, find_path
 from trtq.pipeline.build.job import Job, place_job
@@ -88,7 +89,7 @@ def load_job(
     take_settings(spec, watcher)
     strategy = choose_strategy(target, backend)
     _refuse_combinations(spec, target, strategy, backend)
-    graph = load(path, min_opset=find_opset(target, strategy))
+    graph = load(path, min_opset=find_opset(target, strategy), unfolds=target.unfolds_attention)
     refuse_half_known(graph.model, for_tensorrt=backend.name != "onnxruntime")
     if backend.name != "onnxruntime":
         _refuse_passed_inputs(graph)
@@ -98,6 +99,7 @@ def load_job(
     for note in graph.notes:
         watcher.note(note)
     folder = Path(output or path.with_suffix(".trtq")).absolute()
+    refuse_name(folder)
     refuse_inputs_in(
         folder,
         graph.path,

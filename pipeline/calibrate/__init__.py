@@ -282,7 +282,7 @@ def load_to_quantize(
     spec = spec if spec is not None else find_spec(path)
     take_settings(spec, watcher)
     opset = max(19, target.min_opset)
-    graph = load(path, min_opset=opset)
+    graph = load(path, min_opset=opset, unfolds=target.unfolds_attention)
     for note in graph.notes:
         watcher.note(note)
     if is_quantized(graph.model):

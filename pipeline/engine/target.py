@@ -166,6 +166,11 @@ class Target:
         return self.form is not None or self.kv_cache is not None or is_read
 
     @property
+    def unfolds_attention(self) -> bool:
+        """Whether attention that keeps a cache becomes plain nodes; ONNX Runtime has kernels of its own."""
+        return self.backend != "onnxruntime" or self.kv_cache is not None
+
+    @property
     def min_opset(self) -> int:
         """The first opset that holds what is built."""
         layers = max((LAYER_FORMATS[name].first_opset for name in self.code_formats), default=13)

@@ -110,7 +110,7 @@ class Graph:
         return read_opset(self.model)
 
 
-def load(path: Path, *, min_opset: int) -> Graph:
+def load(path: Path, *, min_opset: int, unfolds: bool = True) -> Graph:
     """Returns the graph of an ONNX file: checked, constants folded, opset raised, shapes inferred.
 
     A model that is quantized already keeps its opset.
@@ -118,6 +118,7 @@ def load(path: Path, *, min_opset: int) -> Graph:
     Args:
         path: The file; external data lies beside it.
         min_opset: The opset is raised to this if it is lower (per-channel Q/DQ needs 13, FP16 scales 19).
+        unfolds: Whether attention that keeps a cache becomes plain nodes, as TensorRT needs.
 
     Raises:
         ModelError: The file is missing, empty, no ONNX, incomplete or invalid, or has inputs or outputs that
@@ -132,7 +133,7 @@ def load(path: Path, *, min_opset: int) -> Graph:
     del content, proto
     refuse_foreign_operators(model)
     notes += _part_anonymous_dims(model)
-    changed = [*standardize_norms(model), *unfold_attention(model)]
+    changed = [*standardize_norms(model), *(unfold_attention(model) if unfolds else ())]
     model, raised = _with_opset(model, min_opset)
     model = standardize(model)
     changed += raised

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from trtq.models.spec import AccuracySpec
-from trtq.numbers import format_count
+from trtq.numbers import format_beside, format_count
 from trtq.pipeline.judge.compare import Comparison
 from trtq.pipeline.judge.score import format_score, name_metric
 from trtq.records import ENTRY_FACTOR, LOST_ENTRY, LOW_FACTOR, REFERENCES, OutputComparison
@@ -202,7 +202,7 @@ def _check_output(item: OutputComparison, gate: AccuracySpec) -> Check:
     """Returns what the gate says of one output against one reference."""
     name = f"cosine of {_name(item)} to {item.reference}"
     if _holds(item, gate):
-        told = "left to the metric" if item.is_left_to_metric else f"the gate requires {gate.min_cosine:g}"
+        told = "left to the metric" if item.is_left_to_metric else f"the gate requires {gate.min_cosine:.12g}"
         return Check(name, "pass", f"{item.judged_cosine:.5f}, {told}")
     return Check(name, "fail", _explain_cosine(item, gate))
 
@@ -242,8 +242,8 @@ def _drop_reasons(comparison: Comparison, candidate: str, reference: str, gate: 
         return []
     before, after = (format_score(score, comparison.metric) for score in (theirs, ours))
     return [
-        f"{name_metric(comparison.metric)} falls from {before} ({reference}) to {after}, by {drop:.2f} "
-        f"points; the gate allows {gate.max_drop:g}"
+        f"{name_metric(comparison.metric)} falls from {before} ({reference}) to {after}, by "
+        f"{format_beside(drop, gate.max_drop, 2)} points; the gate allows {gate.max_drop:g}"
     ]
 
 
@@ -286,9 +286,10 @@ def _explain_cosine(item: OutputComparison, gate: AccuracySpec) -> str:
             f"{item.sqnr_db:.1f} dB to {item.reference}, the gate requires {least:.1f}; worst samples: "
             f"{worst}"
         )
-    found = f"cosine {item.cosine:.4f} to {item.reference}, the gate requires {gate.min_cosine:g}"
+    cosine = f"cosine {format_beside(item.cosine, gate.min_cosine, 4)} to {item.reference}"
+    found = f"{cosine}, the gate requires {gate.min_cosine:.12g}"
     if item.cosine >= gate.min_cosine:
-        found = f"cosine {item.cosine:.4f} to {item.reference} as a whole, but {_explain_part(item, gate)}"
+        found = f"{cosine} as a whole, but {_explain_part(item, gate)}"
     order = "; its rows are in the order of a TopK: a custom metric that reads it can compare the objects"
     return f"{_name(item)} has {found}{order if item.is_ranked else ''}; worst samples: {worst}"
 
@@ -298,22 +299,19 @@ def _explain_part(item: OutputComparison, gate: AccuracySpec) -> str:
     wanted = gate.min_cosine
     low = 1 - LOW_FACTOR * (1 - wanted)
     if not item.apart_cosine >= wanted:
-        found = f"{item.apart_cosine:.4f} on the {item.apart} values that hardly change or rule classes out"
+        found, where = item.apart_cosine, f"on the {item.apart} values that hardly change or rule classes out"
     elif item.median_cosine < wanted:
-        found = f"{item.median_cosine:.4f} or less in half of its samples"
+        found, where = item.median_cosine, "or less in half of its samples"
     elif item.low_cosine < low:
-        found, wanted = f"{item.low_cosine:.4f} or less in a twentieth of its samples", low
+        found, wanted, where = item.low_cosine, low, "or less in a twentieth of its samples"
     elif item.entry_cosine < (least_entry := _find_least_entry(gate)):
         place, size = item.entry
-        found = (
-            f"{item.entry_cosine:.4f} by the noise in some of its channels, tokens or columns, such as index "
-            f"{place} of {size}"
-        )
-        wanted = least_entry
+        found, wanted = item.entry_cosine, least_entry
+        where = f"by the noise in some of its channels, tokens or columns, such as index {place} of {size}"
     else:
         least = _find_least_db(gate)
         return f"too large or too small: {item.sqnr_db:.1f} dB, where the gate requires {least:.1f}"
-    return f"{found}, where the gate requires {wanted:g}"
+    return f"{format_beside(found, wanted, 4)} {where}, where the gate requires {wanted:.12g}"
 
 
 def _find_least_entry(gate: AccuracySpec) -> float:

@@ -111,7 +111,7 @@ def measure_scores(labels: Labels, results: Mapping[str, Outputs], feed: Feed) -
         hits["top-1"][model] = int(is_right[:, :1].sum())
         hits["top-5"][model] = int(is_right.sum())
         num_classes = scores.shape[1]
-    right = _select_labels(feed, str(labels.array)).reshape(-1)
+    right = select_labels(feed, str(labels.array)).reshape(-1)
     chosen = (labels.output,) if labels.output else tuple(next(iter(results.values()), {}))
     return ScoreMarks(chosen, hits, right.size, num_classes, answers=Counter(right.tolist()))
 
@@ -215,7 +215,7 @@ def _select_scores(
             )
         name = next(iter(outputs))
     refuse_unknown_output(name, outputs)
-    scores, wanted = outputs[name], _select_labels(feed, str(labels.array))
+    scores, wanted = outputs[name], select_labels(feed, str(labels.array))
     if scores.ndim != 2 or wanted.shape != scores.shape[:1] or not np.issubdtype(wanted.dtype, np.integer):
         raise DataError(
             f"labels {labels.array!r} of {feed.source} are {wanted.dtype} of shape {wanted.shape} and output "
@@ -236,7 +236,12 @@ def refuse_unknown_output(name: str | None, outputs: Iterable[str]) -> None:
         raise UsageError(f"the model has no output {name!r}; its outputs are {', '.join(outputs)}")
 
 
-def _select_labels(feed: Feed, array: str) -> NDArray[Any]:
+def select_labels(feed: Feed, array: str) -> NDArray[Any]:
+    """Returns the labels of a feed.
+
+    Raises:
+        DataError: It has no array of this name.
+    """
     if array not in feed.arrays:
         raise DataError(f"{feed.source} has no labels {array!r}; it has {', '.join(feed.arrays)}")
     return np.asarray(feed.arrays[array])
@@ -246,7 +251,7 @@ def _select_own_labels(feed: Feed, array: str | None) -> NDArray[Any] | None:
     """Returns the labels for a function of the user's own, one a sample; None if it needs none."""
     if array is None:
         return None
-    labels = np.atleast_1d(_select_labels(feed, array))
+    labels = np.atleast_1d(select_labels(feed, array))
     count = count_samples({name: item for name, item in feed.arrays.items() if name != array})
     if count > 1 and len(labels) != count:
         raise DataError(

@@ -25,7 +25,7 @@ from trtq.pipeline.graph.operands import DEQUANTIZE
 from trtq.pipeline.graph.state import pair_states
 from trtq.pipeline.plan.mixture import Mixture, list_mixtures
 from trtq.pipeline.plan.scheme import SchemePlan
-from trtq.pipeline.plan.sizes import Sizes as Sizes
+from trtq.pipeline.plan.sizes import DynamicSizes as DynamicSizes
 from trtq.pipeline.rewrite.weights.choose import ChosenWeight, choose_weights, group_by_weight
 from trtq.pipeline.rewrite.weights.layout import count_stored_bytes
 
@@ -118,7 +118,7 @@ def plan_params(
 def plan_model(
     path: Path | str,
     *,
-    sizes: Sizes | None = None,
+    sizes: DynamicSizes | None = None,
     gpu_memory_bytes: int | None = None,
     workspace_bytes: int = 0,
     block_size: int = 64,
@@ -148,7 +148,7 @@ def plan_model(
         raise UsageError(f"kv_cache is {', '.join(KV_CACHES[:-1])} or {KV_CACHES[-1]}, not {kv_cache!r}")
     skip = LayerSpec(skip=tuple(skip)).skip  # refuses what is no regular expression
     graph = load(Path(path), min_opset=13)
-    shapes = (sizes or Sizes()).shapes_of(graph.inputs)
+    shapes = (sizes or DynamicSizes()).shapes_of(graph.inputs)
     fixed = fix_shapes(graph.model, shapes)
     held = None if kv_cache == FP16.name else _KV_CACHES[kv_cache].bits // 8
     states = {width: count_state_bytes(fixed, held or width) for width in (4, 2)}

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import onnx_ir as ir
 
+from trtq.files import as_argument
 from trtq.pipeline.formats import FP16, INT4, INT8
 from trtq.pipeline.formats.scheme import WeightScheme
 from trtq.pipeline.plan.scheme import SchemePlan
@@ -59,7 +60,7 @@ class Mixture:
     @property
     def command(self) -> str:
         """The command that builds it, quoted for a shell."""
-        words = ["trtq", "build", self.model, "--weights", self.scheme.format]
+        words = ["trtq", "build", as_argument(self.model), "--weights", self.scheme.format]
         if self.scheme.has_blocks:
             words += ["--block-size", str(self.scheme.block_size)]
         for pattern, form in self.scheme.others:

@@ -25,7 +25,7 @@ class _Dims(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Sizes:
+class DynamicSizes:
     """Sizes of open dims; the whole shapes of inputs win.
 
     Attributes:

@@ -81,8 +81,8 @@ if TYPE_CHECKING:
     from trtq.pipeline.export import ExportOptions as ExportOptions
     from trtq.pipeline.export import export as export
     from trtq.pipeline.formats.scheme import WeightScheme as WeightScheme
-    from trtq.pipeline.init import Clues as Clues
     from trtq.pipeline.init import InitialSettings as InitialSettings
+    from trtq.pipeline.init import ModelHints as ModelHints
     from trtq.pipeline.init import init as init
     from trtq.pipeline.inspect import FolderSummary as FolderSummary
     from trtq.pipeline.inspect import ModelSummary as ModelSummary
@@ -103,8 +103,8 @@ if TYPE_CHECKING:
     from trtq.pipeline.package import package as package
     from trtq.pipeline.package.deepstream import DeepStreamPackage as DeepStreamPackage
     from trtq.pipeline.package.deepstream import package_deepstream as package_deepstream
+    from trtq.pipeline.plan import DynamicSizes as DynamicSizes
     from trtq.pipeline.plan import MemoryPlan as MemoryPlan
-    from trtq.pipeline.plan import Sizes as Sizes
     from trtq.pipeline.plan import plan_model as plan_model
     from trtq.pipeline.plan import plan_params as plan_params
     from trtq.pipeline.quantize import quantize as quantize

@@ -6,12 +6,13 @@ import contextlib
 import hashlib
 import os
 import shutil
+import stat
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from trtq.errors import ArtifactError, TrtqError, UsageError, quote
 from trtq.locks import CAN_LOCK, lock
-from trtq.temporary import open_temporary_file
+from trtq.temporary import is_device, open_temporary_file
 
 _BLOCK_BYTES = 1 << 22
 
@@ -123,19 +124,51 @@ def sync_folder(folder: Path) -> None:
 
 
 def is_file(path: Path) -> bool:
-    """Returns whether there is a file; a name that no system takes is none."""
-    try:
-        return path.is_file()
-    except (OSError, ValueError):
-        return False
+    """Returns whether there is a file; a name that no system takes is none.
+
+    Raises:
+        PermissionError: Its folder cannot be searched.
+    """
+    return stat.S_ISREG(_find_mode(path))
 
 
 def is_there(path: Path) -> bool:
-    """Returns whether there is a file, a folder or something else; a name that no system takes is nothing."""
+    """Returns whether there is a file, a folder or something else; a name that no system takes is nothing.
+
+    Raises:
+        PermissionError: Its folder cannot be searched.
+    """
+    return _find_mode(path) != 0
+
+
+def _find_mode(path: Path) -> int:
+    """Returns the mode of what is there; 0: nothing."""
     try:
-        return path.exists()
+        return path.stat().st_mode
+    except PermissionError:
+        raise
     except (OSError, ValueError):
-        return False
+        return 0
+
+
+def as_argument(path: str) -> str:
+    """Returns a path as a word of a command line, which must not look like an option."""
+    return f"./{path}" if path.startswith("-") else path
+
+
+def refuse_name(path: Path) -> None:
+    """Refuses a path that is not UTF-8, which the libraries that open files by name do not take.
+
+    Raises:
+        UsageError: It has such bytes, or the locale made some of it.
+    """
+    try:
+        str(path).encode()
+    except UnicodeEncodeError as error:
+        raise UsageError(
+            f"the name of {path} is not UTF-8, as ONNX Runtime and settings files need it; rename it, or set "
+            "a UTF-8 locale (LC_ALL=C.UTF-8) if the name is UTF-8"
+        ) from error
 
 
 def hash_file(path: Path) -> str:
@@ -184,14 +217,16 @@ def check_output(output: Path, *sources: Path | str | None, option: str = "--out
         option: That names the output.
 
     Raises:
-        ArtifactError: It is a folder, or lies in none, or in one that cannot be written to; it is a source,
-            or lies in one.
+        ArtifactError: It is a folder or a device, or lies in none, or in one that cannot be written to; it is
+            a source, or lies in one.
     """
     for source in sources:
         if source is not None:
             _refuse_source(output, source, option)
     if output.is_dir():
         raise ArtifactError(f"cannot write {output}: it is a folder; name a file in it")
+    if is_device(output):
+        raise ArtifactError(f"cannot write {output}: it is a device or pipe, not a regular file; name a file")
     folder = output.absolute().parent
     if not folder.is_dir():
         raise ArtifactError(f"cannot write {output}: there is no folder {folder}; make it, or choose another")

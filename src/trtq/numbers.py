@@ -21,6 +21,15 @@ def format_bytes(count: float) -> str:
     return text
 
 
+def format_beside(value: float, limit: float, digits: int) -> str:
+    """Returns a number with as many decimals as show on which side of a limit it is: at least `digits`."""
+    for more in range(digits, 17):
+        text = f"{value:.{more}f}"
+        if (float(text) < limit, float(text) > limit) == (value < limit, value > limit):
+            return text
+    return repr(value)
+
+
 def format_shape(shape: Sequence[int]) -> str:
     """Returns a shape as options have it: `4x3x224x224`; `scalar` without axes."""
     return "x".join(map(str, shape)) or "scalar"

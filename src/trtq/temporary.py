@@ -6,6 +6,7 @@ dead, and the next run that would put something of the same name there removes i
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import secrets
@@ -52,8 +53,10 @@ def open_temporary_file(beside: Path) -> Iterator[Path]:
     """Yields an empty new file beside another one, with the rights of any new file; removed if it is left.
 
     Raises:
-        OSError: It cannot be made.
+        OSError: It cannot be made, or would take the place of a device or pipe, such as /dev/null.
     """
+    if is_device(beside):
+        raise OSError(errno.EINVAL, "it is a device or pipe, not a regular file")
     # Not `tempfile`, whose files only their owner may read.
     stem = f".{beside.name}"
     _clear_once(beside.parent.absolute(), stem)
@@ -64,6 +67,11 @@ def open_temporary_file(beside: Path) -> Iterator[Path]:
         with suppress(OSError):  # after a rename there is none
             path.unlink()
         release(held)
+
+
+def is_device(path: Path) -> bool:
+    """Returns whether there is a device, pipe or socket, which no file may take the place of."""
+    return path.exists() and not (path.is_file() or path.is_dir())
 
 
 def _name_new(parent: Path, stem: str) -> Path:

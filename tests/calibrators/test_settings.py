@@ -205,6 +205,12 @@ def test_names_with_many_dots_are_no_keys(tmp_path: Path) -> None:
             "[accuracy]\nmin_speedup = 0",
             "[accuracy]: min_speedup is a ratio above 0 and at most 1000, such as 1.05, got 0",
         ),
+        ('[calibration]\ndata = ""', "[calibration]: data is empty; give a value or leave it out"),
+        ('[evaluation]\nlabels = ""', "[evaluation]: labels is empty; give a value or leave it out"),
+        (
+            '[layers]\nskip = [""]',
+            "[layers]: '' matches every node; write '.*' to mean that",
+        ),
         (
             "[layers]\nkeep_fp32 = ['(']",
             "[layers]: '(' is not a regular expression: missing ), unterminated subpattern at position 0",

@@ -66,6 +66,8 @@ def test_labels_may_stand_beside_the_inputs(tmp_path: Path) -> None:
     assert join(open_batches(path, OPEN, 4, extra=["labels"]), "labels").tolist() == list(range(10))
     with pytest.raises(DataError, match=r"has an array 'labels' that the model does not take"):
         list(open_batches(path, OPEN, 4))
+    with pytest.raises(DataError, match=r"its inputs are x, and labels are read from 'truth'$"):
+        list(open_batches(path, OPEN, 4, extra=["truth"]))
 
 
 @pytest.mark.parametrize(

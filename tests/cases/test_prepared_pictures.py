@@ -134,6 +134,7 @@ def test_a_package_says_how_the_pictures_of_its_warm_up_are_prepared(folder: Pat
             (-2.118, 2.64),
         ),
         (Preprocess(channels="L", mean=(0.5,), std=(-0.5,)), "L, ", (-1, 1)),
+        (Preprocess(channels="L"), "mean [0.449], std [0.226]", (-1.987, 2.438)),  # of the three numbers
     ],
 )
 def test_the_words_tell_the_values(steps: Preprocess, words: str, reach: tuple[float, float]) -> None:

@@ -28,6 +28,7 @@ ASKED = "--calib-data data.npz"
         ("--eval-samples 0", "evaluation samples must be at least 1, got 0"),
         ("--min-cosine 2", "min_cosine must be between -1 and 1, got 2.0"),
         ("--max-drop -1", "max_drop must be between 0 and 100 points, got -1.0"),
+        ("--skip=", "--skip is empty; give it a value or leave it out"),
         ("--skip (", "'(' is not a regular expression: missing )"),
         ("--keep-fp32 *", "'*' is not a regular expression: nothing to repeat"),
         ("--formats int8,int9", "'int9' is not a format for layers; --formats takes int8, fp8, "),

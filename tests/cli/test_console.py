@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -81,3 +83,13 @@ def test_notes_are_left_out_when_quiet_and_warnings_are_not(capsys: pytest.Captu
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err == f"note: a [note]\nwarning: {long}\nwarning: {long}\n"
+
+
+def test_streams_that_the_caller_closed_lead_nowhere() -> None:
+    code = (
+        "import sys; from trtq.cli.console import open_closed_streams; assert sys.stdout is None; "
+        "open_closed_streams(); print(sys.stdin.read()); "
+        "sys.exit([sys.stdin.fileno(), sys.stdout.fileno(), sys.stderr.fileno()] != [0, 1, 2])"
+    )
+    shell = ("sh", "-c", '"$0" -c "$1" <&- >&- 2>&-', sys.executable, code)
+    assert subprocess.run(shell, check=False).returncode == 0

@@ -21,7 +21,7 @@ from trtq.calibrators.settings import read_spec
 from trtq.models.families import FAMILIES, describe_imagenet
 from trtq.models.preprocess import Preprocess
 from trtq.models.spec import InputSpec
-from trtq.pipeline.init import PRESETS, find_clues
+from trtq.pipeline.init import PRESETS, find_hints
 
 Write = Callable[..., Path]
 PLAIN = "g (float[{dims}] {name}) => (float[{dims}] y) {{ y = Relu ({name}) }}"
@@ -86,7 +86,7 @@ def test_the_family_is_guessed_by_names_and_shapes(
     name: str, dims: str, file: str, preset: str, path_of: Write, tmp_path: Path
 ) -> None:
     path = path_of(PLAIN.format(dims=dims, name=name)).rename(tmp_path / f"{file}.onnx")
-    assert find_clues(path).preset == preset
+    assert find_hints(path).preset == preset
 
 
 def test_tokens_and_normalizations_of_the_model_are_seen(path_of: Write) -> None:

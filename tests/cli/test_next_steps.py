@@ -14,6 +14,7 @@ from trtq.cli import build, main
 from trtq.cli.next_steps import _change_given, _shorten
 from trtq.cli.options import Given
 from trtq.cli.targets import read_target
+from trtq.files import as_argument
 from trtq.pipeline.deliver.advice import Advice, _advise_weights, advise
 from trtq.pipeline.deliver.report import AutoReport, WeightsReport, read_report
 from trtq.pipeline.judge.speed import SpeedVerdict
@@ -85,3 +86,11 @@ def test_only_paths_that_are_there_are_shortened(tmp_path: Path, monkeypatch: py
     (tmp_path / "m.onnx").touch()
     assert _shorten(str(tmp_path / "m.onnx")) == "m.onnx"
     assert _shorten(str(tmp_path / "head")) == str(tmp_path / "head")  # a regular expression
+
+
+def test_a_name_that_begins_with_a_dash_is_no_option(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "-out").touch()
+    assert _shorten(str(tmp_path / "-out")) == "./-out"
+    assert change("-q -- -m.onnx", AUTO) == "./-m.onnx -q --auto"
+    assert as_argument("m-.onnx") == "m-.onnx"

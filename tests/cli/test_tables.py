@@ -9,10 +9,16 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
-from trtq.cli.tables import create_comparison_table, format_verdict, print_report
+from trtq.cli.tables import (
+    create_comparison_table,
+    create_table,
+    format_verdict,
+    print_logits,
+    print_report,
+)
 from trtq.kept import Fallback
 from trtq.pipeline.deliver.report import SCHEMA_VERSION, AutoReport, EngineReport, Report, WeightsReport
-from trtq.records import OutputComparison, Repairs, Trial
+from trtq.records import LogitsComparison, OutputComparison, Repairs, Trial
 
 
 def compared(output: str, cosine: float = 0.5, sqnr_db: float = 3.0) -> OutputComparison:
@@ -146,3 +152,28 @@ def test_a_search_tells_the_formats_and_what_they_cost() -> None:
     assert not [line for line in lines if "--skip" in line]  # the patterns alone do not reproduce it
     plain = printed(replace(report(0), auto=AutoReport("the gate passes", skip=("^d$",))))
     assert "to reproduce: --skip '^d$'" in plain
+
+
+def test_without_a_next_token_no_perplexity_is_shown() -> None:
+    console = Console(file=io.StringIO(), width=120, markup=False)
+    one = LogitsComparison("int8", "fp32", "y", 0.01, math.nan, math.nan)
+    print_logits(console, [one, replace(one, perplexity=12.5, reference_perplexity=math.nan)])
+    assert lines_of(console) == [
+        "y int8 against fp32 KL divergence 0.01 nats",
+        "y perplexity 12.5 (int8), nan (fp32) KL divergence 0.01 nats",
+    ]
+
+
+def test_a_narrow_terminal_leaves_numbers_out_and_no_names() -> None:
+    rows = create_table("layer", "type", "dB", "amax", "mean", numbers=3)
+    rows.add_row("encoder.layers.0.attention", "MatMul", "38.5", "0.12345", "0.98765")
+    rows.caption = "and 3 more"
+    for width, told in (
+        (60, ["layer type dB amax mean", "encoder.layers.0.atten MatMul 38.5 0.12345 0.98765"]),
+        (52, ["layer type dB amax", "encoder.layers.0.attenti MatMul 38.5 0.12345"]),
+        (41, ["layer type dB", "encoder.layers.0.attent MatMul 38.5"]),
+    ):
+        console = Console(file=io.StringIO(), width=width)
+        console.print(rows)
+        assert lines_of(console)[:2] == told
+    assert " ".join(lines_of(console)).endswith("and 3 more; a wider terminal also shows mean, amax")

@@ -24,7 +24,7 @@ from trtq.pipeline.formats.encoding import Encoding, LayerScheme
 from trtq.pipeline.formats.granularity import PerBlock
 from trtq.pipeline.formats.scheme import WeightScheme
 from trtq.pipeline.graph.placement import QuantizedNode
-from trtq.pipeline.plan import Sizes, count_code_bytes, parse_count, plan_model, plan_params
+from trtq.pipeline.plan import DynamicSizes, count_code_bytes, parse_count, plan_model, plan_params
 from trtq.pipeline.rewrite.weights.choose import ChosenWeight
 
 TEXT = """g (float[N,S,512] x, float[N,4,P,16] past_k) => (float[N,S,512] y, float[N,4,Q,16] present_k) {
@@ -43,7 +43,7 @@ def block(path_of: Callable[..., Path]) -> Path:
 
 
 def by_name(path: Path, **arguments: object) -> dict[str, int]:
-    plan = plan_model(path, sizes=Sizes(2, 8), **arguments)  # type: ignore[arg-type]
+    plan = plan_model(path, sizes=DynamicSizes(2, 8), **arguments)  # type: ignore[arg-type]
     return {item.name: item.weights_bytes for item in plan.schemes}
 
 
@@ -97,13 +97,13 @@ def test_weights_are_counted_with_their_scales(block: Path) -> None:
 
 
 def test_state_and_activations_follow_the_shapes(block: Path) -> None:
-    fp32, fp16 = plan_model(block, sizes=Sizes(2, 8)).schemes[:2]
+    fp32, fp16 = plan_model(block, sizes=DynamicSizes(2, 8)).schemes[:2]
     assert fp32.state_bytes == 4 * (2 * 4 * 8 * 16 + 2 * 4 * 16 * 16)
     inputs = 2 * 8 * 512 + 2 * 4 * 8 * 16
     assert fp32.activations_bytes == 4 * (inputs + 2 * 8 * 2048 + 2 * 8 * 512)
     assert fp16.activations_bytes * 2 == fp32.activations_bytes
     assert fp32.total_bytes == fp32.engine_bytes + fp32.activations_bytes + fp32.reserve_bytes
-    granted = plan_model(block, sizes=Sizes(2, 8), workspace_bytes=1000).schemes[0]
+    granted = plan_model(block, sizes=DynamicSizes(2, 8), workspace_bytes=1000).schemes[0]
     assert granted.reserve_bytes == fp32.reserve_bytes + 1000
 
 
@@ -119,7 +119,7 @@ def test_an_engine_is_as_large_as_planned(block: Path, tmp_path: Path, name: str
     )
     report = build(block, spec=ModelSpec(), target=target, output=tmp_path / "out")
     planned = next(
-        item for item in plan_model(block, sizes=Sizes(shapes=shapes)).schemes if item.name == name
+        item for item in plan_model(block, sizes=DynamicSizes(shapes=shapes)).schemes if item.name == name
     )
     assert report.weights is not None
     assert planned.weights_bytes == report.weights.bytes_quantized
@@ -171,24 +171,30 @@ def test_more_parameters_than_any_model_has_are_refused(text: str) -> None:
 
 
 def test_the_notes_name_the_reserve_and_the_commands(block: Path) -> None:
-    notes = plan_model(block, sizes=Sizes(2, 8)).notes
+    notes = plan_model(block, sizes=DynamicSizes(2, 8)).notes
     assert any("included in the 400.0 MB for CUDA and scratch memory" in note for note in notes)
     assert any("build them with --fp16 and --weights int8, fp8" in note for note in notes)
 
 
 def test_nonsense_is_refused(block: Path) -> None:
     with pytest.raises(UsageError, match=r"'\(' is not a regular expression"):
-        plan_model(block, sizes=Sizes(2, 8), skip=["("])
+        plan_model(block, sizes=DynamicSizes(2, 8), skip=["("])
     with pytest.raises(UsageError, match="a model has at least one parameter, got 0"):
         plan_params(0)
     with pytest.raises(UsageError, match="the GPU's memory must have at least 1 byte, got 0"):
         plan_params(10, gpu_memory_bytes=0)
     for sizes, message in (
-        (Sizes(0), "--batch must be at least 1, got 0"),
-        (Sizes(1, -1), "--seq must be at least 1, got -1"),
-        (Sizes(), "input 'x' is (N, S, 512); give --past and --new for its dynamic dims, or --shapes x:..."),
-        (Sizes(shapes={"q": (1,)}), "shapes are given for 'q', but the model's inputs are x, past_k"),
-        (Sizes(1, 4, {"x": (1, 2, 3)}), "shape (1, 2, 3) does not fit input 'x', which is (N, S, 512)"),
+        (DynamicSizes(0), "--batch must be at least 1, got 0"),
+        (DynamicSizes(1, -1), "--seq must be at least 1, got -1"),
+        (
+            DynamicSizes(),
+            "input 'x' is (N, S, 512); give --past and --new for its dynamic dims, or --shapes x:...",
+        ),
+        (DynamicSizes(shapes={"q": (1,)}), "shapes are given for 'q', but the model's inputs are x, past_k"),
+        (
+            DynamicSizes(1, 4, {"x": (1, 2, 3)}),
+            "shape (1, 2, 3) does not fit input 'x', which is (N, S, 512)",
+        ),
     ):
         with pytest.raises(UsageError, match=re.escape(message)):
             plan_model(block, sizes=sizes)
@@ -218,9 +224,15 @@ def cached(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize(
     ("sizes", "past", "new"),
-    [(Sizes(3, past=40, new=1), 40, 1), (Sizes(3, seq=8), 8, 8), (Sizes(3, seq=8, past=0), 0, 8)],
+    [
+        (DynamicSizes(3, past=40, new=1), 40, 1),
+        (DynamicSizes(3, seq=8), 8, 8),
+        (DynamicSizes(3, seq=8, past=0), 0, 8),
+    ],
 )
-def test_a_mask_covers_the_past_and_what_is_new(cached: Path, sizes: Sizes, past: int, new: int) -> None:
+def test_a_mask_covers_the_past_and_what_is_new(
+    cached: Path, sizes: DynamicSizes, past: int, new: int
+) -> None:
     plan = plan_model(cached, sizes=sizes)
     assert plan.notes[0] == (
         f"for input_ids 3x{new}, attention_mask 3x{past + new}, past_0_key 3x2x{past}x16"
@@ -229,7 +241,7 @@ def test_a_mask_covers_the_past_and_what_is_new(cached: Path, sizes: Sizes, past
 
 
 def test_a_cache_in_8_bits_takes_half(cached: Path) -> None:
-    sizes = Sizes(3, past=4000, new=1)
+    sizes = DynamicSizes(3, past=4000, new=1)
     plain, small = (plan_model(cached, sizes=sizes, kv_cache=name).schemes[1] for name in ("fp16", "fp8"))
     assert 2 * small.state_bytes == plain.state_bytes
     assert plain.activations_bytes - small.activations_bytes == small.state_bytes
@@ -240,10 +252,10 @@ def test_a_cache_in_8_bits_takes_half(cached: Path) -> None:
 @pytest.mark.parametrize(
     ("sizes", "message"),
     [
-        (Sizes(past=-1), "--past must be at least 0, got -1"),
-        (Sizes(new=0), "--new must be at least 1, got 0"),
+        (DynamicSizes(past=-1), "--past must be at least 0, got -1"),
+        (DynamicSizes(new=0), "--new must be at least 1, got 0"),
         (
-            Sizes(),
+            DynamicSizes(),
             (
                 "input 'input_ids' is (N, S); give --past and --new for its dynamic dims, or --shapes "
                 "input_ids:"
@@ -251,7 +263,7 @@ def test_a_cache_in_8_bits_takes_half(cached: Path) -> None:
         ),
     ],
 )
-def test_a_cache_wants_its_sizes(cached: Path, sizes: Sizes, message: str) -> None:
+def test_a_cache_wants_its_sizes(cached: Path, sizes: DynamicSizes, message: str) -> None:
     with pytest.raises(UsageError, match=re.escape(message)):
         plan_model(cached, sizes=sizes)
 
@@ -260,7 +272,7 @@ def test_a_model_without_a_cache_has_no_past(tmp_path: Path) -> None:
     text = '<ir_version: 9, opset_import: ["" : 19]>g (float[N] x) => (float[N] y) { y = Relu (x) }'
     onnx.save(onnx.parser.parse_model(text), tmp_path / "m.onnx")
     with pytest.raises(UsageError, match=r"--past is for a model with a cache, and the inputs are x"):
-        plan_model(tmp_path / "m.onnx", sizes=Sizes(past=4))
+        plan_model(tmp_path / "m.onnx", sizes=DynamicSizes(past=4))
 
 
 def test_the_batch_of_a_cache_need_not_be_its_first_axis(tmp_path: Path) -> None:
@@ -269,7 +281,7 @@ def test_the_batch_of_a_cache_need_not_be_its_first_axis(tmp_path: Path) -> None
         => (float[batch, seq, 4] y, float[2, batch, 3, past_seq, 8] present_0) {
             y = Relu (x) present_0 = Identity (past_0) }""")
     onnx.save(model, tmp_path / "m.onnx")
-    plan = plan_model(tmp_path / "m.onnx", sizes=Sizes(5, past=7, new=1))
+    plan = plan_model(tmp_path / "m.onnx", sizes=DynamicSizes(5, past=7, new=1))
     assert plan.notes[0] == "for x 5x1x4, past_0 2x5x3x7x8, past_1 7x5x8"
     assert plan.schemes[1].state_bytes == 2 * 2 * (2 * 5 * 3 * 7 * 8)
 
@@ -283,7 +295,7 @@ def test_dims_of_one_name_have_one_size() -> None:
         TensorSpec("attention_mask", "int64", ("batch", "total")),
         TensorSpec("past_key", "float32", (2, "batch", "past_len", 8)),
     ]
-    assert Sizes(3, past=40, new=2).shapes_of(inputs) == {
+    assert DynamicSizes(3, past=40, new=2).shapes_of(inputs) == {
         "input_ids": (3, 2), "cache_position": (2,), "position_ids": (3, 3, 2), "past_mask": (3, 40),
         "attention_mask": (3, 42), "past_key": (2, 3, 40, 8),
     }  # fmt: skip
@@ -298,8 +310,8 @@ def test_a_cache_whose_axes_are_not_known_wants_its_shape(tmp_path: Path) -> Non
         r"dims;"
     )
     with pytest.raises(UsageError, match=message):
-        plan_model(tmp_path / "m.onnx", sizes=Sizes(past=4, new=1))
-    given = Sizes(past=4, new=1, shapes={"past": (1, 2, 4, 8)})
+        plan_model(tmp_path / "m.onnx", sizes=DynamicSizes(past=4, new=1))
+    given = DynamicSizes(past=4, new=1, shapes={"past": (1, 2, 4, 8)})
     assert plan_model(tmp_path / "m.onnx", sizes=given).notes[0] == "for x 1x1, past 1x2x4x8"
 
 

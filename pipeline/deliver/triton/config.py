@@ -41,6 +41,10 @@ class TritonPort:
         return {"name": self.name, "data_type": self.data_type, "dims": dims, **reshape}
 
 
+_LARGEST = 2**31 - 1
+"""What a number of Triton's configuration can be."""
+
+
 @dataclass(frozen=True, slots=True)
 class Serving:
     """How the server shall run a model.
@@ -66,6 +70,8 @@ class Serving:
         ):
             if value is not None and value < least:
                 raise UsageError(f"{name} must be at least {least}, got {value}")
+            if value is not None and value > _LARGEST:
+                raise UsageError(f"{name} must be at most {_LARGEST}, got {value}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -47,6 +47,6 @@ def unfold_attention(model: ir.Model) -> Iterator[str]:
         yield f"wrote {format_count(len(done), 'attention')} with a cache as plain nodes"
     if grouped in done:
         yield (
-            "all texts of a batch have as many tokens before as the cache holds; the outputs are NaN where "
-            "seqlens_k says another number"
+            "every text takes the whole cache: where seqlens_k gives another length, the outputs are NaN; "
+            "for texts of unequal length build with --backend onnxruntime, which keeps GroupQueryAttention"
         )

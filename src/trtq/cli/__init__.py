@@ -10,14 +10,15 @@ import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from itertools import pairwise
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from trtq.cli.console import echo
+from trtq.cli.console import echo, open_closed_streams
 from trtq.cli.help import GuessingGroup, complete_names
-from trtq.errors import BuildError, GateError, TrtqError
+from trtq.errors import BuildError, GateError, TrtqError, UsageError
 from trtq.lazy import defer
 
 if TYPE_CHECKING:
@@ -70,9 +71,13 @@ def _interrupt_again(unraisable: sys.UnraisableHookArgs) -> None:
 
 
 def _print_what_can_be_printed() -> None:
-    """Has "?" printed for what stdout has no character for, as code pages of Windows have no bars."""
-    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.encoding.lower().replace("-", "") != "utf8":
-        sys.stdout.reconfigure(errors="replace")
+    """Has "?" printed for what stdout has no character for, as code pages of Windows have no bars.
+
+    UTF-8 has all but the bytes of names that are not UTF-8, which are printed as they are.
+    """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        is_utf8 = sys.stdout.encoding.lower().replace("-", "") == "utf8"
+        sys.stdout.reconfigure(errors="surrogateescape" if is_utf8 else "replace")
 
 
 def _set_alarm(seconds: float) -> None:
@@ -99,7 +104,7 @@ def _explain(error: OSError | MemoryError) -> str:
     """Returns what the machine refuses: a path or the memory that the work needs."""
     if isinstance(error, MemoryError):
         return f"there is not enough memory: {str(error) or 'smaller batches or settings need less'}"
-    return f"{error.strerror or error}: {error.filename}" if error.filename else str(error)
+    return f"{error.strerror or error}: {error.filename}" if error.filename else error.strerror or str(error)
 
 
 @contextmanager
@@ -132,6 +137,19 @@ def _end(ctx: click.Context, text: str, code: int, more: Sequence[str] = ()) -> 
     for line in (text.replace("\n", "\\n"), *more):
         echo(line, err=True)
     ctx.exit(code)
+
+
+def _refuse_empty(words: Sequence[str]) -> None:
+    """Refuses an empty word, which a path would take for the current folder and a pattern for every name.
+
+    Raises:
+        UsageError: A shell variable was not set, most likely.
+    """
+    for before, word in pairwise(("", *words)):
+        option, is_joined, value = word.partition("=")
+        if not word or (is_joined and not value and option.startswith("--")):
+            name = option or (before if before.startswith("-") else "an argument")
+            raise UsageError(f"{name} is empty; give it a value or leave it out")
 
 
 def _name(ctx: click.Context) -> str:
@@ -175,6 +193,7 @@ class _LazyGroup(GuessingGroup):
         """Notes the words, and whether the answer is to be JSON, before any code of a command runs."""
         ctx.meta[_AS_JSON], ctx.meta[_WORDS] = "--json" in args, tuple(args)
         with _one_line(ctx):
+            _refuse_empty(args)
             return super().parse_args(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:
@@ -182,6 +201,7 @@ class _LazyGroup(GuessingGroup):
         signal.signal(signal.SIGTERM, _interrupt)
         if hasattr(signal, "SIGALRM"):
             signal.signal(signal.SIGALRM, _interrupt)
+        open_closed_streams()
         hook, sys.unraisablehook = sys.unraisablehook, _interrupt_again
         _print_what_can_be_printed()
         os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # ONNX Runtime 1.31 and later report their use

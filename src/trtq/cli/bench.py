@@ -183,6 +183,7 @@ def _print(console: Console, result: Benchmark) -> None:
         "memory",
         "speed",
         numbers=7,
+        drops=("mean ms", "p99 ms", "p90 ms", "memory", "per second"),
     )
     references = list(dict.fromkeys(item.against for item in result.measured))
     of = {name: f" of {name}" for name in references} if len(references) > 1 else {}
@@ -222,7 +223,8 @@ def _create_layer_table(table: LayerTable) -> Table:
     """Returns the times by layers, what quantization costs most first; of many layers both ends alone."""
     names = (table.against, table.candidate)
     headers = ("layer", *(f"{name} kernels" for name in names), *(f"{name} ms" for name in names))
-    result = create_table(*headers, "of it converts", "costs ms", numbers=4)
+    drops = ("of it converts", *headers[1:])
+    result = create_table(*headers, "of it converts", "costs ms", numbers=4, drops=drops)
     is_long = len(table.rows) > _MOST_COSTLY + _MOST_GAINING
     most, least = (_MOST_COSTLY, _MOST_GAINING) if is_long else (len(table.rows), 0)
     between = table.rows[most : len(table.rows) - least]

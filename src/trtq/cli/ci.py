@@ -15,11 +15,12 @@ from trtq.cli.markdown import write_title
 from trtq.cli.options import combine_options
 from trtq.errors import ArtifactError, GateError, TrtqError, UsageError
 from trtq.files import check_outputs, write_atomically
+from trtq.temporary import is_device
 
 summary_option = click.option(
     "--summary",
     type=click.Path(path_type=Path, dir_okay=False),
-    help="Append the result to this file as Markdown, such as $GITHUB_STEP_SUMMARY.",
+    help="Append the result to this file as Markdown, such as $GITHUB_STEP_SUMMARY or /dev/stderr.",
 )
 ci_options = combine_options(
     summary_option,
@@ -55,7 +56,8 @@ class CiFiles:
                 "result (trtq build-all: -o FILE), or name the summary .md"
             )
         others = {f"--{name}": path for name, path in outputs.items()}
-        check_outputs({"--summary": self.summary, "--junit": self.junit, **others}, *sources)
+        summary = None if self.summary is None or is_device(self.summary) else self.summary
+        check_outputs({"--summary": summary, "--junit": self.junit, **others}, *sources)
 
     def write(self, text: str, cases: Sequence[Case]) -> None:
         """Adds a text to the summary, and writes the cases.

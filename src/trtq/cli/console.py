@@ -86,6 +86,16 @@ def open_console() -> Console:
     return EscapingConsole(highlight=False, markup=False, emoji=False, width=width)
 
 
+def open_closed_streams() -> None:
+    """Has stdin, stdout and stderr lead nowhere where the caller closed them, as some daemons do.
+
+    Otherwise the next files that are opened would get their descriptors, and what libraries print.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:  # the lowest descriptor that is free is its own
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_RDWR), mode, encoding="utf-8"))
+
+
 _answers: list[TextIO] = []
 """What stdout was before `keep_stdout`, the innermost last."""
 

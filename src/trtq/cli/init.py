@@ -14,10 +14,10 @@ from trtq.cli.console import echo, open_console
 from trtq.cli.help import GroupedCommand
 from trtq.cli.options import Given
 from trtq.errors import UsageError
-from trtq.files import check_output, write_atomically
+from trtq.files import as_argument, check_output, refuse_name, write_atomically
 from trtq.models.preprocess import Preprocess, describe
 from trtq.models.spec import CalibrationSpec, EvaluationSpec, ModelSpec
-from trtq.pipeline.init import PRESETS, Clues, InitialSettings, find_clues, init
+from trtq.pipeline.init import PRESETS, InitialSettings, ModelHints, find_hints, init
 
 
 @click.command("init", cls=GroupedCommand)
@@ -59,34 +59,37 @@ def command(
     check_output(path, model)
     if path.exists() and not force:
         raise UsageError(f"{path} already exists; --force overwrites it, -o names another file")
-    clues = find_clues(model)
+    hints = find_hints(model)
     asks = sys.stdin.isatty() and not (is_sure or quiet)
     if asks:
-        preset, clues = _ask(clues, preset, given)
+        preset, hints = _ask(hints, preset, given)
     known = replace(
         ModelSpec(),
         calibration=given.apply(ModelSpec().calibration),
         evaluation=given.apply(ModelSpec().evaluation),
     )
     changes = {change.field: change.value for change in given.find(Preprocess)}
-    found = init(model, preset=preset, spec=known, preprocess=changes, clues=clues, folder=path.parent)
+    found = init(model, preset=preset, spec=known, preprocess=changes, hints=hints, folder=path.parent)
+    spec = found.spec
+    for source in (spec.calibration.data, spec.evaluation.data, spec.evaluation.labels):
+        refuse_name(Path(str(source)))
     write_atomically(path, found.text.encode())
     if not quiet:
         _print(path, model, found)
 
 
-def _ask(clues: Clues, preset: str | None, given: Given) -> tuple[str, Clues]:
+def _ask(hints: ModelHints, preset: str | None, given: Given) -> tuple[str, ModelHints]:
     """Returns what a person answers, the guesses standing for Enter."""
-    for item in clues.graph.inputs:
+    for item in hints.graph.inputs:
         echo(f"input {item}", err=True)
     if preset is None:
-        echo(f"it seems to be {clues.preset}: {clues.reason}", err=True)
-        preset = click.prompt("preset", default=clues.preset, type=click.Choice(PRESETS), err=True)
+        echo(f"it seems to be {hints.preset}: {hints.reason}", err=True)
+        preset = click.prompt("preset", default=hints.preset, type=click.Choice(PRESETS), err=True)
     if not given.find(CalibrationSpec, "data"):
-        clues = replace(clues, calibration=_ask_for_data("calibration", clues.calibration))
+        hints = replace(hints, calibration=_ask_for_data("calibration", hints.calibration))
     if not given.find(EvaluationSpec, "data"):
-        clues = clues.with_evaluation(_ask_for_data("evaluation", clues.evaluation))
-    return str(preset), clues
+        hints = hints.with_evaluation(_ask_for_data("evaluation", hints.evaluation))
+    return str(preset), hints
 
 
 def _ask_for_data(purpose: str, guess: str | None) -> str | None:
@@ -104,4 +107,4 @@ def _print(path: Path, model: Path, found: InitialSettings) -> None:
         console.print(
             "no data was found: name it as data in [calibration], or give --calib-data", soft_wrap=True
         )
-    console.print(f"next: {shlex.join(('trtq', 'build', str(model), '--int8'))}", soft_wrap=True)
+    console.print(f"next: {shlex.join(('trtq', 'build', as_argument(str(model)), '--int8'))}", soft_wrap=True)

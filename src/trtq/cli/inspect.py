@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -51,7 +52,8 @@ def _print(path: Path, summary: Summary, placement: bool) -> None:
         _print_model(console, summary, placement)
     elif isinstance(summary, FolderSummary):
         folder = path if path.is_dir() else path.parent
-        print_report(console, summary.report, verbose=True, folder=folder if summary.intact else None)
+        report = replace(summary.report, output=str(folder))  # it may have been moved since
+        print_report(console, report, verbose=True, folder=folder if summary.intact else None)
         state = ("as built", "green") if summary.intact else ("NOT AS BUILT", "bold red")
         told = f"  {summary.problems}" if summary.problems else ""
         console.print(Text.assemble("files: ", state, told), soft_wrap=True)

@@ -14,6 +14,7 @@ import click
 from trtq.cli.options import Given
 from trtq.cli.targets import read_target
 from trtq.errors import GateError, UsageError
+from trtq.files import as_argument
 from trtq.pipeline.deliver.advice import advise, group_reasons
 from trtq.pipeline.deliver.html.page import NAME as PAGE
 from trtq.pipeline.deliver.names import ENGINE
@@ -39,7 +40,7 @@ def list_next(report: Report, *, advises: bool = True) -> list[str]:
         advises: Whether options that help are those of this command.
     """
     folder = _shorten(report.output)
-    lines = [f"open  {Path(folder, PAGE)}"]
+    lines = [f"open  {shlex.quote(as_argument(str(Path(folder, PAGE))))}"]
     advice = advise(report) if advises else None
     if advice is not None and (words := advice.command or _change_given(advice)):
         lines.append(f"try   {shlex.join(map(_shorten, words))}  # {advice.text}")
@@ -83,7 +84,7 @@ def _list_given(ctx: click.Context, advice: Advice) -> Iterator[str]:
     """Yields the model and the options without what the advice drops, or gives another value."""
     _, *words = ctx.find_root().meta[WORDS]
     values, _, order = ctx.command.make_parser(ctx).parse_args([*words])
-    yield from (values[str(item.name)] for item in order if isinstance(item, click.Argument))
+    yield from (as_argument(values[str(item.name)]) for item in order if isinstance(item, click.Argument))
     seen = Counter[str]()
     for parameter in (item for item in order if isinstance(item, click.Option)):
         value, name = values[str(parameter.name)], parameter.opts[0]
@@ -104,7 +105,8 @@ def _join(name: str, value: str) -> tuple[str, ...]:
 
 def _list_run(report: Report, folder: str) -> Iterator[str]:
     data = report.evaluation_data
-    yield from ("trtq", "run", folder, "--data", data if data and Path(data).exists() else "DATA")
+    known = as_argument(data) if data and Path(data).exists() else "DATA"
+    yield from ("trtq", "run", folder, "--data", known)
     yield from ("-o", "outputs.npz")
     if report.engine.path == ENGINE and explain_missing_gpu():
         yield from ("--backend", "onnxruntime")
@@ -114,4 +116,4 @@ def _shorten(path: str) -> str:
     """Returns a path as it is written from here, if it lies in this folder."""
     is_known = Path(path).is_absolute() and Path(path).exists()
     relative = os.path.relpath(path) if is_known else path
-    return path if relative.startswith(os.pardir) else relative
+    return path if relative.startswith(os.pardir) else as_argument(relative) if is_known else path

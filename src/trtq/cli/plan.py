@@ -17,7 +17,7 @@ from trtq.numbers import format_bytes
 from trtq.pipeline.engine.profiles import parse_shapes
 from trtq.pipeline.formats import FP16
 from trtq.pipeline.formats.blocks import BLOCK_SIZES
-from trtq.pipeline.plan import KV_CACHES, MemoryPlan, Sizes, parse_count, plan_model, plan_params
+from trtq.pipeline.plan import KV_CACHES, DynamicSizes, MemoryPlan, parse_count, plan_model, plan_params
 
 
 @click.command("plan", cls=GroupedCommand)
@@ -96,7 +96,7 @@ def command(
     if model is not None and params is None:
         plan = plan_model(
             model,
-            sizes=Sizes(
+            sizes=DynamicSizes(
                 batch=1 if batch is None else batch,
                 seq=seq,
                 shapes=parse_shapes(",".join(shapes)) if shapes else {},

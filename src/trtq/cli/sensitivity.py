@@ -160,9 +160,9 @@ def _ranked(result: Sensitivity, loss: Callable[[Effect], float]) -> list[LayerS
 def _print(console: Console, result: Sensitivity, loss: Callable[[Effect], float], *, verbose: bool) -> None:
     has_score = result.float_score is not None
     scores = (name_metric(result.metric), "without") if has_score else ()
-    rows = create_table(
-        "layer", "type", "", "MACs", "alone dB", "cosine", "without dB", *scores, numbers=4 + len(scores)
-    )
+    headers = ("layer", "type", "", "MACs", "alone dB", "cosine", "without dB", *scores)
+    drops = ("", *scores[1:], "without dB", "MACs", "cosine")
+    rows = create_table(*headers, numbers=4 + len(scores), drops=drops)
     ranked = _ranked(result, loss)
     longest = max((value for layer in ranked if math.isfinite(value := loss(layer.alone))), default=0.0)
     count = len(ranked) if verbose else _MOST_ROWS

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from trtq.cli.fitting import FittingTable
 from trtq.numbers import format_bytes, format_count, format_seconds, format_shape
 from trtq.pipeline.deliver.advice import group_reasons
 from trtq.pipeline.engine.profiles import list_profiles
@@ -33,9 +34,17 @@ _MOST_ROWS = 12
 _MOST_NAMED = 8
 
 
-def create_table(*headers: str, numbers: int = 0) -> Table:
-    """Returns an empty table; the last `numbers` columns are numbers."""
-    result = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+def create_table(*headers: str, numbers: int = 0, drops: Sequence[str] | None = None) -> Table:
+    """Returns an empty table.
+
+    Args:
+        headers: Of the columns.
+        numbers: How many of the last columns are numbers.
+        drops: Columns that a narrow terminal leaves out, in this order; None: numbers but the first, from the
+            last on.
+    """
+    result = FittingTable(box=box.SIMPLE_HEAD, pad_edge=False)
+    result.drops = headers[: len(headers) - numbers : -1] if drops is None else drops
     for index, header in enumerate(headers):
         right = index >= len(headers) - numbers
         result.add_column(header, justify="right" if right else "left", overflow="fold", no_wrap=right)
@@ -172,11 +181,17 @@ def print_logits(console: Console, logits: Sequence[LogitsComparison]) -> None:
     for item in logits:
         agreement = f"  top 1 agrees {item.top1:.2%}, top 5 {item.top5:.2%}" if item.spans else ""
         console.print(
-            f"{item.output}  perplexity {_number(item.perplexity, '{:.4g}')} ({item.candidate}), "
-            f"{_number(item.reference_perplexity, '{:.4g}')} ({item.reference})  "
-            f"KL divergence {item.kl_nats:.3g} nats{agreement}",
+            f"{item.output}  {_describe_perplexity(item)}  KL divergence {item.kl_nats:.3g} nats{agreement}",
             soft_wrap=True,
         )
+
+
+def _describe_perplexity(item: LogitsComparison) -> str:
+    """Returns the perplexity of both models; only their names if the data has no next token."""
+    if math.isnan(item.perplexity) and math.isnan(item.reference_perplexity):
+        return f"{item.candidate} against {item.reference}"
+    ours, theirs = (_number(value, "{:.4g}") for value in (item.perplexity, item.reference_perplexity))
+    return f"perplexity {ours} ({item.candidate}), {theirs} ({item.reference})"
 
 
 def print_accuracy(

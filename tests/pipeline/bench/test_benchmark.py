@@ -53,6 +53,7 @@ def test_a_build_is_measured_beside_its_float_model(folder: Path, model: Path) -
         assert item.latency.min_ms <= item.median_ms <= item.latency.p99_ms
         assert item.costs.peak_rss_bytes > item.costs.base_rss_bytes > 0
     assert (result.num_samples, dict(result.shapes)) == (4, {"x": (4, 4)})
+    assert not any("placed for TensorRT" in note for note in result.notes)  # it is a build for the CPU
     assert told.stages[-1] == ("Measuring", 6)
     assert sum(told.samples["Measuring"]) == 6
     document = json.loads(to_json(result))

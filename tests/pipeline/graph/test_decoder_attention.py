@@ -12,6 +12,8 @@ import pytest
 from numpy.typing import NDArray
 
 from trtq.models.session import open_session, run
+from trtq.pipeline.calibrate import load_to_quantize
+from trtq.pipeline.engine.target import Target
 from trtq.pipeline.formats import INT8
 from trtq.pipeline.graph.kv_cache import find_caches
 from trtq.pipeline.graph.load import Graph, load
@@ -124,6 +126,19 @@ def test_positions_and_a_bias_that_are_given(tmp_path: Path) -> None:
 def test_fp16_is_nearly_the_same(tmp_path: Path) -> None:
     graph = _grouped(tmp_path / "m.onnx", "do_rotary = 1", dtype="float16")
     _compare(graph, _feed(5, 1, dtype="float16"), tolerance=5e-3)
+
+
+def test_onnx_runtime_keeps_its_own_node_which_takes_texts_of_unequal_length(tmp_path: Path) -> None:
+    path = _grouped(tmp_path / "m.onnx", "do_rotary = 1").path
+    graph, _ = load_to_quantize(path, None, Target(backend="onnxruntime"), choose_watcher(None))
+    assert "GroupQueryAttention" in {node.op_type for node in graph.model.graph}
+    feed = _feed(6, 1)
+    feed["last"][1] = 4
+    _compare(graph, feed)
+    cached = Target(backend="onnxruntime", precision="fp16", kv_cache="int8")
+    graph, _ = load_to_quantize(path, None, cached, choose_watcher(None))
+    assert any("with --backend onnxruntime, which keeps" in note for note in graph.notes)
+    assert len(find_caches(graph.model, INT8, path)) == 2
 
 
 def test_texts_that_do_not_fill_the_cache_give_nan_and_no_wrong_number(tmp_path: Path) -> None:

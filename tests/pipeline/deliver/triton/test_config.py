@@ -155,6 +155,7 @@ def test_a_batch_that_cannot_be_is_refused(outputs: list[TensorSpec], words: str
         ({"max_queue_delay_us": -1}, "--max-queue-delay must be at least 0"),
         ({"instances": 0}, "--instances must be at least 1"),
         ({"num_versions": 0}, "--serve-versions must be at least 1"),
+        ({"instances": 2**31}, "--instances must be at most 2147483647, got 2147483648"),
     ],
 )
 def test_numbers_that_make_no_sense_are_refused(given: dict[str, int], words: str) -> None:
