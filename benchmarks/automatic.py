@@ -7,7 +7,7 @@ r"""What `trtq build --auto` brings back of the task's score where plain INT8 lo
     .venv/bin/python benchmarks/automatic.py --folder benchmarks/.work/large \
         --output benchmarks/results/automatic-2026-11-21.json
     .venv/bin/python benchmarks/automatic.py --folder benchmarks/.work/large \
-        --models nudenet_yolo vit_s_focus --formats int8,fp8,fp16 --compute-capability 8.9 \
+        --models nudenet_yolo --formats int8,fp8,fp16 --compute-capability 8.9 --repair auto,pad \
         --output automatic-formats.json
 
 For each model the right answers are the labels where they are known, else the float model's own outputs on
@@ -64,9 +64,10 @@ def main() -> None:
     parser.add_argument("--formats", help="as `trtq build` takes them  [--int8 --auto]")
     parser.add_argument("--compute-capability", help="the GPU to build for")
     parser.add_argument("--op-types", help="the types of nodes to quantize")
+    parser.add_argument("--repair", help="the repairs to try")
     given = parser.parse_args()
     asked = ["--formats", given.formats] if given.formats else ["--int8", "--auto"]
-    for option in ("compute_capability", "op_types"):
+    for option in ("compute_capability", "op_types", "repair"):
         value = getattr(given, option)
         asked += [f"--{option.replace('_', '-')}", value] if value else []
     result: dict[str, Any] = {**circumstances(["trtq"]), "asked": " ".join(asked), "models": {}}

@@ -21,6 +21,8 @@ INSERTING_REPAIRS = ("smooth", "shift")
 """Repairs that put operators into the graph."""
 SLOW_REPAIRS = ("adaround",)
 """Repairs that "auto" leaves out in INT8: they take longer than all others together, and seldom pay."""
+NAMED_REPAIRS = ("pad",)
+"""Repairs that are tried only where they are named: they cost run time."""
 WeightGranularity = Literal["per-channel", "per-tensor"]
 Activations = Literal["symmetric", "asymmetric", "per-token"]
 PER_TOKEN: Activations = "per-token"
@@ -146,6 +148,8 @@ class QuantizationSpec:
         repair: Repairs to try: auto (all), none, or any of equalize, smooth, shift, rotate, bias, weights
             (repeatable, or separated by commas). A repair is applied only if it helps on held-out calibration
             data. adaround is slow: in INT8 you must name it, as in auto,adaround; in FP8 auto includes it.
+            pad lets shift center what is padded with zeros too, and must be named: it pads in a kernel of
+            its own.
         weight_granularity: One scale per output channel of an INT8 weight, or a single scale, which costs
             accuracy and is for tools that do not support per-channel scales.
         activations: asymmetric adds zero points, which are finer if most values have the same sign. Only the
@@ -171,15 +175,16 @@ class QuantizationSpec:
             if value not in choices:
                 wanted = " or ".join((", ".join(choices[:-1]), choices[-1]))
                 raise UsageError(f"{name} must be {wanted}, got {value!r}")
-        words = (AUTO, "none", *REPAIRS, *SLOW_REPAIRS)
+        added = (*SLOW_REPAIRS, *NAMED_REPAIRS)
+        words = (AUTO, "none", *REPAIRS, *added)
         if unknown := [word for word in self.repair if word not in words]:
             raise UsageError(f"there is no repair {unknown[0]!r}; use {', '.join(words)}")
-        quick = {*self.repair} - {*SLOW_REPAIRS}
+        quick = {*self.repair} - {*added}
         is_mixed = len(quick) > 1 and not quick.isdisjoint((AUTO, "none"))
         if not self.repair or is_mixed or ("none" in self.repair and len(self.repair) > 1):
             raise UsageError(
                 f"repair is {AUTO} alone, none alone, or some of {', '.join(REPAIRS)}; "
-                f"{', '.join(SLOW_REPAIRS)} can be added to {AUTO} or these; got "
+                f"{', '.join(added)} can be added to {AUTO} or these; got "
                 f"{', '.join(self.repair) or 'nothing'}"
             )
 

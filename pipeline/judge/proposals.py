@@ -86,7 +86,8 @@ def list_repairs(ranges: Sequence[Ranges], allowed: Collection[str], num_samples
     if "rotate" in allowed:
         yield Repair("rotation", _rotate)
     rounding = Repair("adaround", _Rounding(), is_presumed=True)
-    last = Repair("bias", _correct_biases), Repair("weights", _clip_weights), rounding
+    biases = Repair("bias", _correct_biases, is_presumed=True)
+    last = biases, Repair("weights", _clip_weights), rounding
     yield from (repair for repair in last if repair.kind in allowed)
 
 
@@ -101,13 +102,13 @@ def _rescale(allowed: Collection[str], headroom: float, ranges: Ranges, evidence
 
 def _list_strengths(allowed: Collection[str], headroom: float) -> Iterator[Strength]:
     """Yields the strengths, mildest first."""
-    folds, inserts, shifts = (name in allowed for name in RESCALING)
+    folds, inserts, shifts, pads = (name in allowed for name in (*RESCALING, "pad"))
     for exponent in (0.5, 0.75):
         yield Strength(exponent * folds, 0.0, (exponent + 0.25) * inserts, headroom=headroom)
     for shift in dict.fromkeys((False, shifts)):
         for exponent in (0.0, 0.25, 0.5, 0.75, 1.0) if inserts or folds else (0.0,):
             depthwise = max(exponent, 0.75) * inserts
-            yield Strength(exponent * folds, exponent * inserts, depthwise, shift, headroom)
+            yield Strength(exponent * folds, exponent * inserts, depthwise, shift, headroom, shift and pads)
 
 
 def _describe(strength: Strength) -> Iterator[str]:
@@ -116,7 +117,7 @@ def _describe(strength: Strength) -> Iterator[str]:
     if strength.insert or strength.depthwise:
         yield f"smooth {strength.insert:g} (depthwise {strength.depthwise:g})"
     if strength.shift:
-        yield "shift"
+        yield "shift (pad)" if strength.pad else "shift"
     if not strength.headroom:
         yield _NO_HEADROOM
 

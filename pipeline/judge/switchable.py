@@ -182,11 +182,12 @@ def build_switchable(
     model = rescaled.model
     result = quantize(model, rescaled.placement, rescaled.ranges, scale_dtype=scale_dtype)
     floats, known = {node.name: node for node in model.graph}, map_values(model.graph).keys()
-    edit, values = GraphEditor(result), map_values(result.graph)
+    values = map_values(result.graph)
     for name, value in model.graph.initializers.items():
         if name not in values:  # a weight that the quantized model has as codes only
             kept = ir.Value(name=name, type=value.type, shape=value.shape, const_value=value.const_value)
             result.graph.initializers[name] = values[name] = kept
+    edit = GraphEditor(result)  # which knows these names too: the other formats have constants of the same
     sources = [_Source({node.name: node for node in result.graph}, lambda value: value)]
     for other in _list_alternatives(placement, others):
         beside = rescale(given, _replace_nodes(placement, other), ranges)

@@ -276,6 +276,7 @@ def test_an_input_may_be_empty(tmp_path: Path) -> None:
             '[quantization]\nrepair = ["auto", "adaround"]\n',
             ("equalize", "smooth", "shift", "rotate", "bias", "weights", "adaround"),
         ),
+        ('[quantization]\nrepair = ["shift", "pad"]\n', ("shift", "pad")),
     ],
 )
 def test_repairs_are_named_in_the_settings(tmp_path: Path, text: str, repairs: tuple[str, ...]) -> None:
@@ -305,7 +306,7 @@ def test_the_scales_of_weights_are_named_in_the_settings(tmp_path: Path) -> None
             "there is no repair 'all'; use auto, none, equalize, smooth, shift, rotate, bias, weights",
         ),
         (("bias", "auto"), "repair is auto alone, none alone, or some of equalize, .*; got bias, auto"),
-        (("adaround", "none"), "adaround can be added to auto or these; got adaround, none"),
+        (("adaround", "none"), "adaround, pad can be added to auto or these; got adaround, none"),
         (("auto", "bias", "adaround"), "repair is auto alone, .*; got auto, bias, adaround"),
         ((), "repair is auto alone, none alone, or some of equalize, .*; got nothing"),
     ],

@@ -16,7 +16,7 @@ from command_line import trtq
 from trtq.cli import main
 from trtq.cli.help import _GROUPS
 from trtq.models.demo import write_demo
-from trtq.models.spec import REPAIRS, SLOW_REPAIRS
+from trtq.models.spec import NAMED_REPAIRS, REPAIRS, SLOW_REPAIRS
 
 COMMANDS = [
     "init", "export", "plan", "build", "build-all", "calibrate", "merge-statistics", "quantize",
@@ -109,7 +109,7 @@ def test_the_help_of_repair_names_every_repair() -> None:
     repair = next(option for option in command_of("build").params if option.name == "repair")
     assert isinstance(repair, click.Option)
     words = re.findall(r"\w+", str(repair.help))
-    assert {*REPAIRS, *SLOW_REPAIRS} <= {*words}
+    assert {*REPAIRS, *SLOW_REPAIRS, *NAMED_REPAIRS} <= {*words}
 
 
 def groups_of(name: str) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -97,6 +97,17 @@ def is_padded(node: ir.Node) -> bool:
         return False
     automatic = node.attributes.get_string("auto_pad", "NOTSET")
     return automatic not in ("NOTSET", "VALID") or any(node.attributes.get_ints("pads", ()))
+
+
+def find_padding(nodes: Sequence[ir.Node]) -> tuple[int, ...] | None:
+    """Returns the zeros that all these layers see around their activation, in the order of `pads` of a Conv.
+
+    Empty if none sees any; None if they see others, or as many as depends on the size of the activation.
+    """
+    found = {tuple(node.attributes.get_ints("pads", ())) if is_padded(node) else () for node in nodes}
+    if len(found) != 1 or any(node.attributes.get_string("auto_pad", "NOTSET") != "NOTSET" for node in nodes):
+        return None if any(map(is_padded, nodes)) else ()
+    return found.pop()
 
 
 def is_depthwise(node: ir.Node) -> bool:

@@ -18,6 +18,7 @@ from trtq.pipeline.rewrite.channels.operands import (
     add_to_bias,
     by_input,
     find_input,
+    find_padding,
     follow_output,
     scale_tensor,
 )
@@ -56,7 +57,8 @@ def rescale(model: ir.Model, placement: Placement, ranges: Ranges) -> Rescaled:
 
     What stands in the graph is for the layers that read the tensor in the format that its range was chosen
     for. Others read the tensor as it was: a float has its finest steps around 0, where a shift leaves none
-    of the values that were there.
+    of the values that were there. Where they pad a tensor that is shifted, a Pad of zeros stands before the
+    shift, and they pad no more.
 
     Where the ranges are of rotated streams, these are rotated before (`rotate`).
 
@@ -183,7 +185,8 @@ def rescale_tensor(
         result = _given(readers[0], 0)  # another value, if a Clip was replaced
         result.name = edit.name_value(f"{tensor}_rescaled")
     else:
-        result = _insert(edit, source, readers[0], scale, shift)
+        padded = source if shift is None else _pad(edit, source, readers)
+        result = _insert(edit, source, padded, readers[0], scale, shift)
     weights: dict[str, ir.Value] = {}
     for node in readers:
         old = _given(node, 1)
@@ -211,22 +214,50 @@ def _shape_of(node: ir.Node) -> str:
     return " ".join(str(node.attributes[name].as_int()) for name in attributes if name in node.attributes)
 
 
+def _pad(edit: GraphEditor, source: ir.Value, readers: Sequence[ir.Node]) -> ir.Value:
+    """Returns a tensor with the zeros around it that its readers saw, and will not add any more."""
+    pads = find_padding(readers)
+    assert pads is not None  # else nothing is shifted
+    if not pads:
+        return source
+    half = len(pads) // 2
+    widths = np.array([0, 0, *pads[:half], 0, 0, *pads[half:]], np.int64)
+    given = edit.add_constant(f"{source.name}_pads", widths)
+    names = f"{source.name}_padded", f"{source.name}_Pad"
+    result = edit.insert("Pad", [source, given], like=source, output=names[0], name=names[1])
+    result.shape = _widen_shape(source.shape, widths)
+    for node in readers:
+        node.attributes["pads"] = ir.AttrInt64s("pads", [0] * len(pads))
+    return result
+
+
+def _widen_shape(shape: ir.Shape | None, widths: NDArray[np.int64]) -> ir.Shape | None:
+    if shape is None:
+        return None
+    added = widths.reshape(2, -1).sum(axis=0).tolist()
+    sizes = (
+        size if not more else size + more if isinstance(size, int) else None
+        for size, more in zip(shape, added, strict=True)
+    )
+    return ir.Shape(list(sizes))
+
+
 def _insert(
     edit: GraphEditor,
     source: ir.Value,
+    value: ir.Value,
     reader: ir.Node,
     scale: NDArray[np.float64],
     shift: NDArray[np.float64] | None,
 ) -> ir.Value:
-    """Returns (source - shift) / scale, computed by nodes behind the tensor's producer."""
+    """Returns (value - shift) / scale, by nodes behind it that are named after `source`."""
     weight = _given(reader, 1)
     assert weight.const_value is not None
     kind, rank = weight.const_value.dtype.numpy(), len(weight.const_value.shape)
     shape = (-1, *(1,) * (rank - 2)) if reader.op_type == "Conv" else (-1,)
     steps = [] if shift is None else [("Sub", shift, "shift", "shifted")]
-    value = source
     for op_type, numbers, word, output in (*steps, ("Mul", 1.0 / scale, "factor", "rescaled")):
         given = edit.add_constant(f"{source.name}_{word}", numbers.reshape(shape).astype(kind))
         names = (f"{source.name}_{output}", f"{source.name}_{op_type}")
-        value = edit.insert(op_type, [value, given], like=source, output=names[0], name=names[1])
+        value = edit.insert(op_type, [value, given], like=value, output=names[0], name=names[1])
     return value

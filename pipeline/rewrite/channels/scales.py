@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from trtq.calibrators.channels import ChannelStats
 from trtq.calibrators.ranges import QMAX, Channels
 from trtq.pipeline.graph.placement import Placement
-from trtq.pipeline.rewrite.channels.operands import find_input, is_depthwise, is_padded
+from trtq.pipeline.rewrite.channels.operands import find_input, find_padding, is_depthwise, is_padded
 from trtq.pipeline.rewrite.channels.producers import find_ends, find_producer, is_constant_clip
 from trtq.pipeline.rewrite.channels.statistics import find_channel_readers
 
@@ -41,6 +41,7 @@ class Strength:
         shift: Whether channels are centred too, where no zeros are padded and a node is inserted, as it then
             is behind a Clip.
         headroom: The share of its range that is left free in each channel for data that is not seen.
+        pad: Whether they are centred too where zeros are padded, alike for all that read the tensor.
     """
 
     fold: float = 0.0
@@ -48,6 +49,7 @@ class Strength:
     depthwise: float = 0.0
     shift: bool = False
     headroom: float = HEADROOM
+    pad: bool = False
 
 
 def plan_scales(
@@ -86,7 +88,8 @@ def _plan_tensor(
     producer = find_producer(source, readers, layers)
     # What a Clip bounds on both sides gains a bit by a shift: that is worth a node where shifts are tried.
     can_shift = producer is None or bool(producer.clips)
-    shifts = can_shift and strength.shift and not any(map(is_padded, readers)) and _varies(seen)
+    keeps_zeros = find_padding(readers) is not None if strength.pad else not any(map(is_padded, readers))
+    shifts = can_shift and strength.shift and keeps_zeros and _varies(seen)
     exponent = strength.fold if producer is not None and not shifts else strength.insert
     if all(map(is_depthwise, readers)):
         exponent = max(exponent, strength.depthwise)

@@ -214,6 +214,22 @@ def test_what_is_shifted_for_one_format_stays_as_it_was_for_the_other(
                 assert ("rescaled" in reads[name]) == (name not in names)
 
 
+def test_what_is_float_keeps_its_biases_beside_those_of_two_formats(graph_of: Callable[..., Graph]) -> None:
+    """A shift and the correction for another format give a layer new biases, of the same name before."""
+    rng = np.random.default_rng(0)
+    body = "[first] h = Conv (x, w1) [act] r = Sigmoid (h) [second] y = Conv (r, w2) [third] z = Conv (r, w3)"
+    weights = {name: rng.standard_normal((16, 16, 1, 1)).astype(np.float32) for name in ("w1", "w2", "w3")}
+    net = f"net (float[N, 16, 4, 4] x) => (float[N, 16, 4, 4] y, float[N, 16, 4, 4] z) {{ {body} }}"
+    graph = graph_of(net, **weights)
+    placement, other = place(graph.model, force=["."]), place(graph.model, force=["."], form=FP8)
+    channels = {"r": Channels(mean=(5.0,) * 16, scale=(0.5,) * 16, shift=(0.5,) * 16, amax=1.0)}
+    ranges = replace(ranges_of(placement), channels=channels)
+    session = open_switchable(graph.model, placement, ranges, others=[other])
+    x = rng.standard_normal((2, 16, 4, 4)).astype(np.float32)
+    for ours, theirs in zip(switched_as(session, {}, x), outputs_of(graph.model, x), strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-4)
+
+
 @pytest.mark.parametrize(
     "body",
     [

@@ -17,6 +17,7 @@ from trtq.pipeline.graph.placement import place
 from trtq.pipeline.rewrite.channels.operands import (
     add_to_bias,
     by_input,
+    find_padding,
     follow_output,
     has_input_channels,
     is_depthwise,
@@ -111,6 +112,29 @@ def test_products_of_other_forms_have_no_input_channels(
 def test_padding_is_seen(graph_of: Callable[..., Graph], attributes: str, padded: bool) -> None:
     graph = graph_of(_CONV.format(c=6, o=4, a=attributes), w=_random(4, 6, 3, 3))
     assert is_padded(_layer(graph.model)) == padded
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "pads"),
+    [
+        ("pads = [1, 0, 1, 0]", "pads = [1, 0, 1, 0]", (1, 0, 1, 0)),
+        ("pads = [0, 0, 0, 0]", "group = 1", ()),
+        ("pads = [1, 1, 1, 1]", "pads = [0, 1, 1, 1]", None),
+        ("pads = [1, 1, 1, 1]", "group = 1", None),
+        ('auto_pad = "SAME_UPPER"', 'auto_pad = "SAME_UPPER"', None),
+        ('auto_pad = "VALID"', "group = 1", ()),
+    ],
+)
+def test_layers_share_a_padding_that_is_known_and_the_same(
+    graph_of: Callable[..., Graph], one: str, other: str, pads: tuple[int, ...] | None
+) -> None:
+    layers = [
+        _layer(
+            graph_of(_CONV.format(c=6, o=4, a=f"kernel_shape = [3, 3], {item}"), w=_random(4, 6, 3, 3)).model
+        )
+        for item in (one, other)
+    ]
+    assert find_padding(layers) == pads
 
 
 def test_a_convolution_of_one_input_channel_a_group_is_depthwise(graph_of: Callable[..., Graph]) -> None:

@@ -84,6 +84,20 @@ def test_shifts_change_nothing_in_floats(
     _same(outputs_of, made.model, graph.model)
 
 
+def test_a_shift_of_what_is_padded_pads_before(
+    graph_of: Callable[..., Graph], outputs_of: Callable[..., list[NDArray[np.float32]]]
+) -> None:
+    attributes = "kernel_shape = [3, 3], pads = [1, 0, 2, 1]"
+    text = f"""net (float[N, 4, 6, 6] x) => (float[N, 4, 7, 5] y, float[N, 4, 4, 3] z) {{
+      [one] y = Conv <{attributes}> (x, w)
+      [two] z = Conv <{attributes}, strides = [2, 2]> (x, v)
+    }}"""
+    graph = graph_of(text, w=random_array(4, 4, 3, 3), v=random_array(4, 4, 3, 3))
+    made = _rescaled(graph, {"x": _channels(4, 1, shifts=True)})
+    assert [node.op_type for node in made.model.graph] == ["Pad", "Sub", "Mul", "Conv", "Conv"]
+    _same(outputs_of, made.model, graph.model)
+
+
 def test_powers_of_two_fold_bit_for_bit(
     graph: Graph, outputs_of: Callable[..., list[NDArray[np.float32]]]
 ) -> None:

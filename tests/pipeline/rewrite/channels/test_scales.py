@@ -92,6 +92,7 @@ net (float[N, 4, 6, 6] x) => (float[N, 4, 6, 6] y) {
         (Strength(depthwise=0.5), ["r"]),
         (Strength(fold=0.5, insert=0.5, depthwise=0.5), ["x", "r", "s"]),
         (Strength(shift=True), ["x", "s"]),  # r needs no node, and is padded with zeros
+        (Strength(shift=True, pad=True), ["x", "s"]),  # its producer would take the scales
     ],
 )
 def test_each_tensor_gets_the_strength_of_its_kind(
@@ -108,6 +109,16 @@ def test_each_tensor_gets_the_strength_of_its_kind(
     made = plan_scales(model, place(model, force=["."]), seen, strength)
     assert list(made) == tensors
     assert all(not item.scale or max(item.scale) == 1 for item in made.values())
+
+
+def test_what_is_padded_is_centred_where_that_is_asked_for(graph_of: Callable[..., Graph]) -> None:
+    attributes = "kernel_shape = [3, 3], pads = [1, 1, 1, 1]"
+    text = f"net (float[N, 4, 6, 6] x) => (float[N, 4, 6, 6] y) {{ y = Conv <{attributes}> (x, w) }}"
+    model = graph_of(text, w=np.ones((4, 4, 3, 3), np.float32)).model
+    placement, seen = place(model, force=["."]), {"x": _seen([0] * 4, [1, 2, 3, 4])}
+    assert plan_scales(model, placement, seen, Strength(shift=True)) == {}
+    made = plan_scales(model, placement, seen, Strength(shift=True, pad=True))["x"]
+    assert made.amax == pytest.approx(2.25, abs=0.05)
 
 
 def test_the_range_of_relu6_ends_at_its_bound_whatever_was_seen(graph_of: Callable[..., Graph]) -> None:
