@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
-
-    from trtq.models.session import SessionPort
-
 _FP32 = ir.DataType.FLOAT
-_FLOATS = {"tensor(float)": np.float32, "tensor(double)": np.float64}
 _NO_NUMBERS = (None, ir.DataType.STRING, ir.DataType.UNDEFINED)
 
 
@@ -54,21 +49,6 @@ def to_plain(arrays: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
     return {
         name: array if array.dtype.isbuiltin == 1 else array.astype(np.float32)
         for name, array in arrays.items()
-    }
-
-
-def fit_floats(ports: Iterable[SessionPort], arrays: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-    """Returns the arrays that a session takes, floats in its widths: a file in float64 is loaded in FP32.
-
-    Args:
-        ports: The session's inputs.
-        arrays: By name; others are left out.
-    """
-    types = {item.name: _FLOATS.get(item.type) for item in ports}
-    return {
-        name: array.astype(types[name]) if types[name] is not None and array.dtype.kind == "f" else array
-        for name, array in arrays.items()
-        if name in types
     }
 
 

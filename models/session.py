@@ -37,6 +37,7 @@ _DTYPES: Mapping[str, np.dtype[Any]] = {
 }
 """Of what calibration looks at, by ONNX Runtime's words."""
 
+_WIDE = (np.dtype(np.float32), np.dtype(np.float64))
 INLINE_LIMIT_BYTES = 1 << 30
 """Protobuf holds at most 2 GiB; models above half of it keep their weights in a second file."""
 _EXTERNAL_FOLDER = "session.model_external_initializers_file_folder_path"
@@ -272,6 +273,21 @@ def run(
     """
     with _explain("run"):
         return list(session.run(list(outputs), to_plain(feed)))
+
+
+def fit_floats(ports: Iterable[SessionPort], arrays: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    """Returns the arrays that a session takes, floats in its widths: a file in float64 is loaded in FP32.
+
+    Args:
+        ports: The session's inputs.
+        arrays: By name; others are left out.
+    """
+    types = {item.name: _DTYPES.get(item.type) for item in ports}
+    return {
+        name: array.astype(types[name]) if array.dtype in _WIDE and types[name] in _WIDE else array
+        for name, array in arrays.items()
+        if name in types
+    }
 
 
 def list_providers(device: str) -> list[str]:

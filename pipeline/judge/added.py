@@ -15,8 +15,7 @@ from numpy.typing import NDArray
 from onnx_ir.passes import common as passes
 
 from trtq.models.packed import PackedModel, pack
-from trtq.models.ports import fit_floats
-from trtq.models.session import open_session
+from trtq.models.session import fit_floats, open_session
 from trtq.pipeline.graph.placement import holds_weights
 
 _PASSED_ON = ("Identity", "Cast", "Clip")
@@ -46,6 +45,7 @@ class AddedPart:
 
     def separate(self, output: NDArray[Any], base: NDArray[Any], num_samples: int) -> NDArray[Any]:
         """Returns what is added; of a mask, what it does beside making each sample louder or softer."""
+        output = output if np.issubdtype(output.dtype, np.floating) else output.astype(np.float32)
         base = np.broadcast_to(base.astype(output.dtype), output.shape)
         if not self.is_mask:
             return np.asarray(output - base)

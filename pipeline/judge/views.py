@@ -17,8 +17,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from trtq.models.packed import PackedModel, pack
-from trtq.models.ports import fit_floats
-from trtq.models.session import open_session, open_session_of
+from trtq.models.session import fit_floats, open_session, open_session_of
 from trtq.pipeline.graph.open_sizes import find_open_sizes
 from trtq.pipeline.judge.added import AddedParts, find_added
 from trtq.pipeline.judge.drawn import find_drawn

@@ -17,8 +17,7 @@ from trtq.calibrators.batches import Batches
 from trtq.calibrators.memory import find_free_bytes
 from trtq.calibrators.sources import make_random_batches
 from trtq.errors import ModelError
-from trtq.models.ports import fit_floats
-from trtq.models.session import Session, open_session, open_session_of, run
+from trtq.models.session import Session, fit_floats, open_session, open_session_of, run
 from trtq.models.signature import TensorSpec
 from trtq.numbers import format_bytes
 from trtq.pipeline.graph.fold import RANDOM

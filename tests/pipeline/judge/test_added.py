@@ -53,6 +53,8 @@ def test_what_is_added_is_the_output_without_the_input(model_of: Callable[..., i
     found = parts.find({"y": 2 * x + 0.25, "z": x}, {"x": x.astype(np.float64)}, 1)
     assert list(found) == [("y", "n")]
     np.testing.assert_allclose(found["y", "n"], 0.25, atol=1e-6)
+    pixels = parts.find({"y": np.zeros(x.shape, np.uint8)}, {"x": x}, 1)["y", "n"]
+    np.testing.assert_allclose(pixels, -2 * x, atol=1e-6)  # and no number that wraps around
     assert parts.find({"y": x[:, :1]}, {"x": x}, 1) == {}  # whoever compares says that sizes differ
 
 
