@@ -3,9 +3,32 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import os
 from pathlib import Path
 from typing import Any
+
+_LITTLE_BYTES = 4 << 30
+_WORTH_A_LOOK = 1 << 26
+"""Bytes of weights for which it pays to look through all objects for garbage."""
+
+
+def is_memory_short(memory_bytes: int | None) -> bool:
+    """Returns whether memory is worth more than time: it was limited, or little is free."""
+    return memory_bytes is not None or find_free_bytes() < _LITTLE_BYTES
+
+
+def give_back_memory(weight_bytes: int) -> None:
+    """Gives back what a stage has left: models that are garbage, and what malloc of glibc keeps for later.
+
+    Args:
+        weight_bytes: Of the model that was worked on; small ones are left to Python.
+    """
+    if weight_bytes >= _WORTH_A_LOOK:
+        gc.collect()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
+    if trim is not None:  # there is none in musl, nor on macOS
+        trim(0)
 
 
 def find_free_bytes(proc: Path = Path("/proc"), cgroup: Path = Path("/sys/fs/cgroup")) -> int:

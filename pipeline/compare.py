@@ -6,8 +6,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from trtq.calibrators.memory import give_back_memory, is_memory_short
 from trtq.calibrators.sources import ACCEPTED_DATA
 from trtq.errors import DataError
+from trtq.models.session import count_weight_bytes
 from trtq.models.signature import TensorSpec, require_same_inputs
 from trtq.models.spec import ModelSpec
 from trtq.pipeline.calibrate.data import find_spec, open_calibration_data, take_settings
@@ -70,9 +72,19 @@ def compare(
     files = {names[0]: graph.path, **({names[1]: Path(candidate)} if engine is None else {})}
     engines = () if engine is None else (engine.runner(names[1]),)
     coded = {} if engine is None else {names[1]: read_coded_caches(engine.folder / engine.model)}
-    pair = (names[1], names[0])
-    labels = find_labels(spec.evaluation, spec.accuracy.metric)
-    return compare_models(files, [pair], batches, labels, watcher.advance, engines, coded=coded)
+    labels, weight_bytes = find_labels(spec.evaluation, spec.accuracy.metric), count_weight_bytes(graph.model)
+    del graph  # its weights are in the sessions from here on
+    give_back_memory(weight_bytes)
+    return compare_models(
+        files,
+        [(names[1], names[0])],
+        batches,
+        labels,
+        watcher.advance,
+        engines,
+        coded=coded,
+        saves_memory=is_memory_short(spec.calibration.memory_bytes),
+    )
 
 
 def _show_floats(graph: Graph, wanted: Sequence[TensorSpec]) -> list[TensorSpec]:

@@ -10,7 +10,9 @@ from typing import Any
 import onnx
 import onnx_ir as ir
 
+from trtq.calibrators.memory import give_back_memory
 from trtq.calibrators.ranges import Ranges
+from trtq.models.session import count_weight_bytes
 from trtq.models.spec import ModelSpec
 from trtq.pipeline.build.begin import begin_build
 from trtq.pipeline.build.comparison import EnginePlan, compare_job, name_to_judge
@@ -132,11 +134,13 @@ def run_job(
         check_against_file(job.graph, data, log, find_shapes(job.spec, job.target))
     with stage_folder(job.folder) as stage:
         calibrated = given or find_ranges(job, earlier, log)
+        give_back_memory(weight_bytes := count_weight_bytes(job.graph.model))
         ranges = calibrated.ranges
         warn_of_other_scale(job, ranges, log)
         job = add_other_formats(replace(job, attention=() if ranges is None else ranges.attention))
         job = _keep_as_before(job, ranges, earlier)
         models = write_models(job, ranges, stage, log)
+        give_back_memory(weight_bytes)
         auto = comparison = None
         if job.target.searches and job.placement.quantized and ranges is not None:
             calibrated, found = _search(job, calibrated, models, stage, log)

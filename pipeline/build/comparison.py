@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from trtq.calibrators.batches import Batches
-from trtq.calibrators.memory import find_free_bytes
+from trtq.calibrators.memory import is_memory_short
 from trtq.models.spec import InputSpec
 from trtq.numbers import format_shape
 from trtq.pipeline.build.job import Job
@@ -20,7 +20,6 @@ from trtq.pipeline.judge.settled import FailureRule
 from trtq.progress import Log
 from trtq.records import REFERENCES
 
-_LITTLE_BYTES = 4 << 30
 _NONE_FITS = (
     "no sample of {} fits the engine's profiles, so nothing was compared that the engine takes; "
     "see --min-shapes and --max-shapes"
@@ -99,7 +98,7 @@ def compare_job(
             workers=job.workers,
             coded=coded,
             failure=failure,
-            saves_memory=_is_memory_short(job.spec.calibration.memory_bytes),
+            saves_memory=is_memory_short(job.spec.calibration.memory_bytes),
         )
     if left_out:
         log.warn(
@@ -107,11 +106,6 @@ def compare_job(
             f"compared; see --min-shapes and --max-shapes"
         )
     return replace(comparison, doubts=(*comparison.doubts, *doubts))
-
-
-def _is_memory_short(memory_bytes: int | None) -> bool:
-    """Whether memory is worth more than time: it was limited, or little is free."""
-    return memory_bytes is not None or find_free_bytes() < _LITTLE_BYTES
 
 
 def _tell_of_profiles(data: Batches, dynamic: Mapping[str, InputSpec], log: Log, *, any_batch: bool) -> None:

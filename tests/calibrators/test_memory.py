@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import gc
 import resource
+import weakref
 from pathlib import Path
 
 import pytest
 
-from trtq.calibrators.memory import find_free_bytes, find_peak_bytes
+from trtq.calibrators import memory
+from trtq.calibrators.memory import find_free_bytes, find_peak_bytes, give_back_memory
 
 
 @pytest.fixture
@@ -61,3 +64,27 @@ def test_the_most_that_was_held_is_the_processs_own(proc: Path) -> None:
     (proc / "self" / "status").write_text("VmPeak:\t 900 kB\n")
     with pytest.raises(OSError, match=r"status does not tell VmHWM"):
         find_peak_bytes(proc)
+
+
+def test_garbage_of_large_models_is_given_back_and_that_of_small_ones_left() -> None:
+    class _Node:
+        def __init__(self) -> None:
+            self.itself = self
+
+    node = weakref.ref(_Node())
+    gc.disable()
+    try:
+        give_back_memory((1 << 26) - 1)
+        assert node() is not None
+        give_back_memory(1 << 26)
+        assert node() is None
+    finally:
+        gc.enable()
+
+
+def test_memory_is_short_where_it_was_limited_or_little_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "find_free_bytes", lambda: 4 << 30)
+    assert memory.is_memory_short(1 << 40)
+    assert not memory.is_memory_short(None)
+    monkeypatch.setattr(memory, "find_free_bytes", lambda: (4 << 30) - 1)
+    assert memory.is_memory_short(None)
