@@ -150,24 +150,27 @@ def _to_float(ordered: int) -> float:
     return number
 
 
-def load_function(name: str) -> Any:
-    """Returns a function of kernel.c that returns nothing; None if there is no compiled library with it."""
+@cache
+def load_function(name: str, *types: Any) -> Any:
+    """Returns a function of kernel.c or blocks.c, with the types of its arguments.
+
+    None if the installation had no compiler, or the library cannot be loaded or is older than the function.
+    """
     try:
         function = getattr(ctypes.CDLL(str(Path(__file__).with_name("kernel_c.so"))), name)
     except (OSError, AttributeError):
         return None
-    function.restype = None
+    function.restype, function.argtypes = None, types
     return function
 
 
 @cache
 def _load_compiled() -> Count | None:
-    """Returns the compiled kernel; None if the installation had no compiler, or it cannot be loaded."""
-    function = load_function("trtq_count")
+    """Returns the compiled kernel; None if there is none."""
+    pointer, integer = ctypes.c_void_p, ctypes.c_int32
+    function = load_function("trtq_count", pointer, ctypes.c_size_t, pointer, pointer, *(integer,) * 3)
     if function is None:
         return None
-    pointer, integer = ctypes.c_void_p, ctypes.c_int32
-    function.argtypes = [pointer, ctypes.c_size_t, pointer, pointer, integer, integer, integer]
 
     def count(values: NDArray[np.uint32], counts: NDArray[np.uint32], extremes: NDArray[np.int32]) -> None:
         sizes = (SHIFT, FIRST, NUM_BINS)

@@ -9,7 +9,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trtq.numbers import format_beside, format_bytes, format_count, format_seconds, format_shape, shorten
+from trtq.numbers import (
+    format_beside,
+    format_bytes,
+    format_count,
+    format_decibels,
+    format_seconds,
+    format_shape,
+    shorten,
+)
 
 
 @pytest.mark.parametrize(
@@ -85,3 +93,11 @@ def test_what_was_given_is_shortened_for_a_message() -> None:
 )
 def test_a_number_is_shown_on_its_side_of_a_limit(value: float, limit: float, shown: str) -> None:
     assert format_beside(value, limit, 4) == shown
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [(43.71, "43.7"), (-0.25, "-0.2"), (math.inf, "exact"), (-math.inf, "broken"), (math.nan, "broken")],
+)
+def test_decibels_have_one_decimal_or_are_told_in_a_word(value: float, shown: str) -> None:
+    assert format_decibels(value) == shown

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -33,14 +33,20 @@ class PairRow:
 
 
 def compare_reports(first: Report, second: Report) -> list[PairRow]:
-    """Returns the rows of two builds: verdict, accuracy, layers, sizes, speed and time."""
+    """Returns the rows of two builds: verdict, accuracy, layers, sizes, speed and time.
+
+    On different numbers of samples, such as where one stopped early, scores differ for that alone: they have
+    no change then.
+    """
+    compared = [*_compare_scores(first, second), *_compare_outputs(first.comparison, second.comparison)]
+    if first.evaluated_samples != second.evaluated_samples:
+        compared = [replace(row, change="") for row in compared]
     return [
         PairRow("verdict", first.verdict, second.verdict),
         PairRow("precision", first.precision, second.precision),
         PairRow("backend", first.backend, second.backend),
         PairRow("compared on", _tell_data(first), _tell_data(second)),
-        *_compare_scores(first, second),
-        *_compare_outputs(first.comparison, second.comparison),
+        *compared,
         PairRow("quantized layers", first.engine.coverage or "none", second.engine.coverage or "none"),
         *_compare_macs(first.quantized_macs, second.quantized_macs),
         *_compare_sizes(first.sizes_bytes, second.sizes_bytes),

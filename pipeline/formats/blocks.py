@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Iterator
-from functools import cache
 from typing import Any
 
 import numpy as np
@@ -65,7 +64,9 @@ def pack_nibbles(codes: NDArray[Any], flip: int = 0) -> NDArray[np.uint8]:
     if flat.size % 2:
         flat = np.append(flat, np.uint8(flip))
     packed = np.empty(flat.size // 2, np.uint8)
-    if (function := _load_compiled()) is not None:
+    pointer = ctypes.c_void_p
+    function = load_function("trtq_pack", pointer, ctypes.c_size_t, ctypes.c_uint8, pointer)
+    if function is not None:
         function(flat.ctypes.data, packed.size, flip, packed.ctypes.data)
         return packed
     for start in range(0, packed.size, _PIECE):
@@ -73,14 +74,6 @@ def pack_nibbles(codes: NDArray[Any], flip: int = 0) -> NDArray[np.uint8]:
         pairs = flat[2 * start : 2 * (start + _PIECE)].view("<u2")
         packed[part] = ((pairs & 0xF) | ((pairs >> 4) & 0xF0)) ^ (flip * 0x11)
     return packed
-
-
-@cache
-def _load_compiled() -> Any:
-    function = load_function("trtq_pack")
-    if function is not None:
-        function.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_uint8, ctypes.c_void_p]
-    return function
 
 
 def swap_nibbles(packed: NDArray[np.uint8]) -> NDArray[np.uint8]:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from trtq.calibrators.kernel import load_function
 from trtq.pipeline.formats.blocks import iterate_pieces
-from trtq.pipeline.formats.rounding import describe_blocks
+from trtq.pipeline.formats.rounding import BLOCK_TYPES, describe_blocks
 
 _PER_CLIP = np.arange(32, 54, dtype=np.int16)
 """For each clip, what makes codes of steps, in 32nds: whole numbers, so that processors multiply 16 bits."""
@@ -79,12 +79,11 @@ def _search(steps: NDArray[np.float32], importance: NDArray[np.float32] | None) 
 
 @cache
 def _load_compiled() -> Search | None:
-    """Returns the compiled search; None if the installation had no compiler, or it cannot be loaded."""
-    function = load_function("trtq_search_clips")
+    """Returns the compiled search; None if there is none."""
+    pointer, size = ctypes.c_void_p, ctypes.c_size_t
+    function = load_function("trtq_search_clips", *BLOCK_TYPES, pointer, pointer, size, pointer)
     if function is None:
         return None
-    pointer, size = ctypes.c_void_p, ctypes.c_size_t
-    function.argtypes = [pointer, ctypes.c_int32, *(size,) * 5, pointer, pointer, size, pointer]
 
     def search(values: NDArray[Any], units: NDArray[np.float32]) -> NDArray[np.float32]:
         blocks = describe_blocks(values)

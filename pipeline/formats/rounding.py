@@ -7,7 +7,6 @@ read FP16 and FP32 as they lie, in one pass without temporaries, and give what n
 from __future__ import annotations
 
 import ctypes
-from functools import cache
 from typing import Any
 
 import numpy as np
@@ -19,7 +18,8 @@ from trtq.pipeline.formats.blocks import iterate_parts
 Extremes = tuple[NDArray[np.float32], NDArray[np.float32]]
 """The smallest value and the largest magnitude of each block."""
 _KINDS = (np.float16, np.float32)
-_BLOCK_TYPES = (ctypes.c_void_p, ctypes.c_int32, *(ctypes.c_size_t,) * 5)
+BLOCK_TYPES = (ctypes.c_void_p, ctypes.c_int32, *(ctypes.c_size_t,) * 5)
+"""Of the arguments that `describe_blocks` returns."""
 
 
 def find_extremes(values: NDArray[Any]) -> Extremes:
@@ -31,7 +31,7 @@ def find_extremes(values: NDArray[Any]) -> Extremes:
         values: Any float dtype.
     """
     shape = (values.shape[0], values.shape[2])
-    function = _load("trtq_find_extremes", ctypes.c_void_p, ctypes.c_void_p)
+    function = load_function("trtq_find_extremes", *BLOCK_TYPES, ctypes.c_void_p, ctypes.c_void_p)
     if function is not None and (blocks := describe_blocks(values)) is not None:
         least, most = np.empty(shape, np.float32), np.empty(shape, np.float32)
         function(*blocks, least.ctypes.data, most.ctypes.data)
@@ -57,7 +57,8 @@ def round_blocks(
         largest: The largest one, up to 127.
     """
     codes = np.empty(values.shape, np.int8)
-    function = _load("trtq_round", ctypes.c_void_p, ctypes.c_float, ctypes.c_float, ctypes.c_void_p)
+    pointer, number = ctypes.c_void_p, ctypes.c_float
+    function = load_function("trtq_round", *BLOCK_TYPES, pointer, number, number, pointer)
     if function is not None and (blocks := describe_blocks(values)) is not None:
         own = np.ascontiguousarray(scales, np.float32)
         function(*blocks, own.ctypes.data, lowest, largest, codes.ctypes.data)
@@ -80,7 +81,7 @@ def count_bounds(
         bounds: 15 of them, ascending.
     """
     codes = np.empty(values.shape, np.uint8)
-    function = _load("trtq_count_bounds", *(ctypes.c_void_p,) * 3)
+    function = load_function("trtq_count_bounds", *BLOCK_TYPES, *(ctypes.c_void_p,) * 3)
     if function is not None and (blocks := describe_blocks(values)) is not None:
         own = np.ascontiguousarray(inverses, np.float32)
         function(*blocks, own.ctypes.data, bounds.ctypes.data, codes.ctypes.data)
@@ -118,12 +119,3 @@ def describe_blocks(values: NDArray[Any]) -> tuple[int, ...] | None:
 
 def _widen(values: NDArray[Any]) -> NDArray[np.float32]:
     return values.astype(np.float32, copy=False)
-
-
-@cache
-def _load(name: str, *types: Any) -> Any:
-    """Returns a compiled function with its argument types; None if there is none."""
-    function = load_function(name)
-    if function is not None:
-        function.argtypes = [*_BLOCK_TYPES, *types]
-    return function

@@ -312,3 +312,10 @@ def _extract(operand: Operand) -> ir.Model:
     found, opsets = tuple(nodes), graph.opset_imports
     view = ir.GraphView([], [operand.value], nodes=found, initializers=constants, opset_imports=opsets)
     return ir.Model(view.clone(), ir_version=10)
+
+
+def list_sizes(value: ir.Value | None) -> tuple[int, ...]:
+    """Returns the dimensions of a value, -1 for an unknown one; none where their number is unknown."""
+    if value is None or value.shape is None:
+        return ()
+    return tuple(size if isinstance(size, int) else -1 for size in value.shape)

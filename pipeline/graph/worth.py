@@ -9,6 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from trtq.models.tensors import open_values
+from trtq.pipeline.graph.operands import list_sizes
 
 _FEW_OUTPUTS = 2
 _SMALL_SHARE = 0.005
@@ -45,7 +46,7 @@ def explain_float(node: ir.Node, weight: ir.Value, activation: ir.Value, axis: i
     """
     if reason := explain_distorted(node, weight, activation, axis):
         return reason
-    shape = _sizes(weight)
+    shape = list_sizes(weight)
     num_outputs = shape[axis] if axis is not None and node.op_type != "ConvTranspose" else 0
     if 0 < num_outputs <= _FEW_OUTPUTS:
         return f"few-outputs: kernels on codes take 16 output channels or more at once, it has {num_outputs}"
@@ -61,7 +62,7 @@ def explain_distorted(node: ir.Node, weight: ir.Value, activation: ir.Value, _: 
 
     That is all that counts where a layer left float breaks a chain of codes, as in ONNX Runtime.
     """
-    shape = _sizes(weight)
+    shape = list_sizes(weight)
     if carries_indices(activation):
         return "indices: its input is made of integers (ids, positions, masks), not of a signal"
     if is_filled(activation):
@@ -77,7 +78,7 @@ def explain_narrow(node: ir.Node, weight: ir.Value) -> str:
     Model Optimizer leaves the same in FP16: so few channels fill no FP8 instruction, and a depthwise one has
     a single channel a group.
     """
-    shape, groups = _sizes(weight), node.attributes.get_int("group", 1)
+    shape, groups = list_sizes(weight), node.attributes.get_int("group", 1)
     if node.op_type != "Conv" or not shape:
         return ""
     least = min(shape[0] // groups, shape[1])
@@ -92,7 +93,7 @@ def explain_unequal_matrices(weight: ir.Value) -> str:
     Args:
         weight: A constant of three axes or more; the last two are those of a matrix.
     """
-    if weight.const_value is None or len(_sizes(weight)) < 3:
+    if weight.const_value is None or len(list_sizes(weight)) < 3:
         return ""
     values = open_values(weight.const_value)
     highest, lowest = (find(axis=(-2, -1), initial=0.0) for find in (values.max, values.min))
@@ -159,8 +160,9 @@ def _is_small(weight: ir.Value) -> bool:
     graph = weight.graph
     if graph is None:
         return False
-    every = sum(math.prod(_sizes(value)) for value in graph.initializers.values() if len(_sizes(value)) > 1)
-    return math.prod(_sizes(weight)) < _SMALL_SHARE * every
+    sizes = map(list_sizes, graph.initializers.values())
+    every = sum(math.prod(each) for each in sizes if len(each) > 1)
+    return math.prod(list_sizes(weight)) < _SMALL_SHARE * every
 
 
 def _is_last(node: ir.Node) -> bool:
@@ -182,7 +184,7 @@ def _is_last(node: ir.Node) -> bool:
 
 def _is_weighted_sum(node: ir.Node) -> bool:
     """Whether a convolution adds its channels up to one."""
-    return node.op_type == "Conv" and _sizes(node.inputs[1])[:1] == (1,)
+    return node.op_type == "Conv" and list_sizes(node.inputs[1])[:1] == (1,)
 
 
 def _scales_a_map(value: ir.Value, steps: int = _MOST_STEPS) -> bool:
@@ -196,17 +198,10 @@ def _scales_a_map(value: ir.Value, steps: int = _MOST_STEPS) -> bool:
 
 
 def _is_one_position(value: ir.Value | None) -> bool:
-    sizes = _sizes(value)
+    sizes = list_sizes(value)
     return len(sizes) > 2 and all(size == 1 for size in sizes[2:])
 
 
 def _is_map(value: ir.Value | None) -> bool:
-    sizes = _sizes(value)
+    sizes = list_sizes(value)
     return len(sizes) > 2 and any(size != 1 for size in sizes[2:])
-
-
-def _sizes(value: ir.Value | None) -> tuple[int, ...]:
-    """Returns the dimensions; -1 for an unknown one."""
-    if value is None or value.shape is None:
-        return ()
-    return tuple(size if isinstance(size, int) else -1 for size in value.shape)

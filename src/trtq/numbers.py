@@ -30,6 +30,13 @@ def format_beside(value: float, limit: float, digits: int) -> str:
     return repr(value)
 
 
+def format_decibels(value: float) -> str:
+    """Returns dB without the unit: `43.7`; `exact` where nothing is lost, `broken` where nothing is left."""
+    if math.isfinite(value):
+        return f"{value:.1f}"
+    return "exact" if value > 0 else "broken"
+
+
 def format_shape(shape: Sequence[int]) -> str:
     """Returns a shape as options have it: `4x3x224x224`; `scalar` without axes."""
     return "x".join(map(str, shape)) or "scalar"

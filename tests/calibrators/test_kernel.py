@@ -118,9 +118,11 @@ def test_counts_go_on_beyond_32_bits(count: Count, monkeypatch: pytest.MonkeyPat
 
 @pytest.fixture
 def no_cache() -> Any:
-    kernel._load_compiled.cache_clear()
+    for load in (kernel._load_compiled, kernel.load_function):
+        load.cache_clear()
     yield
-    kernel._load_compiled.cache_clear()
+    for load in (kernel._load_compiled, kernel.load_function):
+        load.cache_clear()
 
 
 @pytest.mark.usefixtures("no_cache")

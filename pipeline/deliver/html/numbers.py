@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 
+from trtq import numbers
+
 _SUPERSCRIPTS = str.maketrans("-0123456789", "\N{SUPERSCRIPT MINUS}⁰¹²³⁴⁵⁶⁷⁸⁹")
 _UNITS = "kMGTP"
 MINUS = "\N{MINUS SIGN}"
@@ -29,10 +31,7 @@ def format_share(value: float) -> str:
 
 def format_decibels(value: float | None) -> str:
     """Returns dB without the unit; `exact` where nothing is lost."""
-    if value is None or math.isnan(value):
-        return NONE
-    number = f"{value:.1f}".replace("-", MINUS)
-    return number if math.isfinite(value) else "exact" if value > 0 else "broken"
+    return NONE if value is None or math.isnan(value) else numbers.format_decibels(value).replace("-", MINUS)
 
 
 def format_magnitude(value: float) -> str:

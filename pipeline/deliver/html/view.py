@@ -116,10 +116,10 @@ def format_gate(report: Report, manifest: Manifest) -> str:
     least, most = accuracy.get("min_cosine"), accuracy.get("max_drop")
     if not (isinstance(least, int | float) and isinstance(most, int | float)):
         return ""
-    cosine = f"every output has a cosine of at least {least:g}"
+    cosine = f"every output has a cosine of at least {least:.12g}"
     if not report.accuracy:
         return f"The gate: {cosine}."
-    return f"The gate: {cosine}, and the metric drops by at most {most:g} percentage points."
+    return f"The gate: {cosine}, and the metric drops by at most {most:.12g} percentage points."
 
 
 def list_kept(report: Report, manifest: Manifest) -> tuple[tuple[str, tuple[Kept, ...]], ...]:

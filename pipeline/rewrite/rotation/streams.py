@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from trtq.models.tensors import FLOAT_TYPES
 from trtq.pipeline.graph.kv_cache import OF_SHAPES
-from trtq.pipeline.graph.operands import find_constant, read_constant
+from trtq.pipeline.graph.operands import find_constant, list_sizes, read_constant
 
 _DOMAINS = ("", "ai.onnx")
 
@@ -220,7 +220,7 @@ def _take_norm(normed: ir.Value, scale: Constant | None, width: int) -> StreamNo
 def _passes(node: ir.Node) -> bool:
     """Whether a node keeps every row of channels as it is: all that the width does not tell."""
     if node.op_type == "Slice":
-        axes, rank = find_constant(node, 3), len(_sizes(node.inputs[0]))
+        axes, rank = find_constant(node, 3), len(list_sizes(node.inputs[0]))
         return axes is not None and not {-1, rank - 1} & {*axes.ravel().tolist()}
     return node.op_type in ("Cast", "Identity", "Reshape")
 
@@ -234,7 +234,7 @@ def read_scale(norm: StreamNorm, width: int) -> NDArray[np.float32]:
 
 def _find_scale(node: ir.Node, width: int) -> int | None:
     for place, value in enumerate(node.inputs):
-        sizes = _sizes(value)
+        sizes = list_sizes(value)
         if is_constant(value) and sizes and math.prod(sizes) == sizes[-1] == width:
             return place
     return None
@@ -254,7 +254,7 @@ def _take_reader(node: ir.Node, place: int, width: int) -> Constant:
 def _take(node: ir.Node, place: int, axis: int, width: int, rank: int | None = None) -> Constant:
     """Returns a constant with the channels on an axis, of which it has all."""
     value = node.inputs[place]
-    shape = _sizes(value)
+    shape = list_sizes(value)
     fits = len(shape) >= -axis and shape[axis] == width and rank in (None, len(shape))
     if value is None or not is_constant(value) or value.graph is not node.graph or not fits:
         raise _Refused
@@ -275,7 +275,7 @@ def _given(value: ir.Value | None) -> ir.Value:
 
 
 def _is_number(value: ir.Value | None) -> bool:
-    return is_constant(value) and math.prod(_sizes(value)) == 1
+    return is_constant(value) and math.prod(list_sizes(value)) == 1
 
 
 def _equals(value: ir.Value | None, number: float) -> bool:
@@ -300,11 +300,4 @@ def _list_uses(value: ir.Value) -> list[tuple[ir.Node, int]]:
 
 def _width(value: ir.Value) -> int:
     """Returns the length of the last axis; -1 if it is not known."""
-    return ([-1, *_sizes(value)])[-1]
-
-
-def _sizes(value: ir.Value | None) -> tuple[int, ...]:
-    """Returns the dimensions; -1 for an unknown one."""
-    if value is None or value.shape is None:
-        return ()
-    return tuple(size if isinstance(size, int) else -1 for size in value.shape)
+    return ([-1, *list_sizes(value)])[-1]

@@ -65,7 +65,7 @@ def _tell_gate(gate: AccuracySpec) -> str:
     name = Path(gate.metric).name
     drop = f"{name} at most {gate.max_drop:g} points lower, where there are labels"
     speed = "" if gate.min_speedup is None else f"; at least {gate.min_speedup:g} times as fast as float"
-    return f"cosine of every output at least {gate.min_cosine:g}; {drop}{speed}"
+    return f"cosine of every output at least {gate.min_cosine:.12g}; {drop}{speed}"
 
 
 def _count(layers: Mapping[str, int]) -> str:

@@ -28,7 +28,7 @@ from trtq.models.spec import (
     OperatorSpec,
     QuantizationSpec,
 )
-from trtq.numbers import format_count
+from trtq.numbers import format_count, format_decibels
 from trtq.pipeline.deliver.integrity import read_intact_manifest
 from trtq.pipeline.deliver.settings import read_settings
 from trtq.pipeline.engine.target import Target
@@ -172,9 +172,9 @@ def _print(console: Console, result: Sensitivity, loss: Callable[[Effect], float
             layer.op_type,
             _bar(loss(layer.alone), longest),
             f"{layer.macs / max(result.total_macs, 1):.1%}",
-            _decibels(layer.alone.sqnr_db),
+            format_decibels(layer.alone.sqnr_db),
             f"{layer.alone.cosine:.5f}",
-            _decibels(layer.without.sqnr_db),
+            format_decibels(layer.without.sqnr_db),
             *(_score(effect, result.metric) for effect in (layer.alone, layer.without) if has_score),
         )
     if len(ranked) > count:
@@ -186,7 +186,8 @@ def _print(console: Console, result: Sensitivity, loss: Callable[[Effect], float
         if result.float_score is not None:
             score = f", {name_metric(result.metric)} {_score(every, result.metric)}"
             score += f" (float {format_score(result.float_score, result.metric)})"
-        console.print(f"all quantized: SQNR {_decibels(every.sqnr_db)} dB, cosine {every.cosine:.5f}{score}")
+        error = f"SQNR {format_decibels(every.sqnr_db)} dB, cosine {every.cosine:.5f}"
+        console.print(f"all quantized: {error}{score}")
     console.print(
         f"alone: only this layer quantized; without: all but this one\n"
         f"on {format_count(result.num_samples, 'sample')} of {result.data}",
@@ -206,7 +207,7 @@ def _chart(result: Sensitivity, loss: Callable[[Effect], float], rank: str) -> b
             layer.name,
             min(max(loss(layer.alone), 0.0), most),
             min(max(every - loss(layer.without), 0.0) if math.isfinite(every) else 0.0, most),
-            f"{_decibels(layer.alone.sqnr_db)} dB"
+            f"{format_decibels(layer.alone.sqnr_db)} dB"
             if rank in ("sqnr", "cosine")
             else f"{loss(layer.alone):.2f}",
         )
@@ -219,10 +220,6 @@ def _chart(result: Sensitivity, loss: Callable[[Effect], float], rank: str) -> b
 def _bar(value: float, longest: float) -> str:
     share = 1.0 if value == math.inf else max(value, 0.0) / longest if longest else 0.0
     return "\N{FULL BLOCK}" * round(_BAR_WIDTH * min(share, 1.0))
-
-
-def _decibels(value: float) -> str:
-    return "exact" if value == math.inf else "broken" if not math.isfinite(value) else f"{value:.1f}"
 
 
 def _score(effect: Effect, metric: str) -> str:

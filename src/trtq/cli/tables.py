@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from trtq.cli.fitting import FittingTable
-from trtq.numbers import format_bytes, format_count, format_seconds, format_shape
+from trtq.numbers import format_bytes, format_count, format_decibels, format_seconds, format_shape
 from trtq.pipeline.deliver.advice import group_reasons
 from trtq.pipeline.engine.profiles import list_profiles
 from trtq.pipeline.formats import LAYER_FORMATS
@@ -137,7 +137,7 @@ def create_comparison_table(outputs: Sequence[OutputComparison]) -> Table:
             item.reference,
             item.name,
             _number(item.cosine, "{:.5f}"),
-            _number(item.sqnr_db, "{:.1f}"),
+            format_decibels(item.sqnr_db),
             _number(item.max_abs, "{:.3g}"),
             _number(item.mean_abs, "{:.3g}"),
             "-" if item.top1_agreement is None else f"{item.top1_agreement:.2%}",
@@ -163,7 +163,7 @@ def _print_layers(console: Console, folder: Path) -> None:
     for layer in layers[:_MOST_ROWS]:
         read = [] if layer.tensor is None else [seen.tensors[layer.tensor]]
         clips = [clip for tensor in read for clip in (tensor.used, *tensor.methods.values())]
-        levels = ("-" if level.db is None else f"{level.db:.1f}" for level in layer.levels)
+        levels = ("-" if level.db is None else format_decibels(level.db) for level in layer.levels)
         amaxes = (f"{clip.amax:.4g}" for clip in clips)
         rows.add_row(layer.name, layer.op_type, layer.runs_as or "-", *levels, *amaxes)
     if len(layers) > _MOST_ROWS:

@@ -37,6 +37,9 @@ def test_what_is_the_same_has_no_change_and_what_differs_has_a_sign() -> None:
     speed = rows["speed beside the float one"]
     assert (speed.first, speed.second, speed.change) == ("-", "1.50x", "")
     assert rows["MACs in 8 bits or fewer"].second == "50.0%"
+    stopped = replace(second, evaluated_samples=first.evaluated_samples - 1)  # whose scores are of other data
+    for row in compare_reports(first, stopped):
+        assert not row.change or row.name.startswith("size of")
 
 
 def test_what_one_build_does_not_have_is_missing_there() -> None:

@@ -31,8 +31,8 @@ def _values_of(*shape: int) -> NDArray[np.float32]:
 
 def _in_numpy(monkeypatch: pytest.MonkeyPatch, compute: Compute) -> Any:
     with monkeypatch.context() as patch:
-        patch.setattr(rounding, "_load", lambda *_: None)
-        patch.setattr(blocks, "_load_compiled", lambda: None)
+        for module in (rounding, blocks):
+            patch.setattr(module, "load_function", lambda *_: None)
         return compute()
 
 

@@ -73,6 +73,9 @@ def test_the_gate_is_told_as_far_as_it_judges(report: Report, manifest: Manifest
     assert format_gate(report, manifest) == f"{start}, and the metric drops by at most 1 percentage points."
     assert format_gate(replace(report, accuracy={}), manifest) == f"{start}."
     assert format_gate(report, replace(manifest, settings={"model": 3})) == ""
+    accuracy = {"min_cosine": 0.9999999, "max_drop": 1.0}
+    strict = replace(manifest, settings={"model": {"accuracy": accuracy}})
+    assert "a cosine of at least 0.9999999, and" in format_gate(report, strict)
 
 
 # Where INT8 runs
