@@ -86,7 +86,8 @@ class EntrySums:
             )
             lost = np.where(is_as_loud & loud, noise / change, 0.0)
         worst = int(np.argsort(-lost, kind="stable")[int(_LOST_SHARE * loud.sum())])
-        if lost[worst] >= max(1.0, ratios[low]):
+        hides = np.median(lost[loud]) < 1.0  # else the sums over all tell it
+        if hides and lost[worst] >= max(1.0, ratios[low]):
             return LowEntry(float(lost[worst]), worst, loud.size)
         return LowEntry(float(ratios[low]), int(low), loud.size)
 
