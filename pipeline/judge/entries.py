@@ -17,6 +17,8 @@ from trtq.pipeline.judge.steady import Mask
 
 _LOW_SHARE = 0.1
 """The low entry is the one that this share of the entries of an axis lies below."""
+_LOST_SHARE = 0.01
+"""No larger share of the entries may be lost that vary as much as others: of fewer than a hundred, none."""
 _ROUNDING = 1e-12
 """An entry with less than this share of the squares of the loudest may be what is left of rounding."""
 SCORE_NOISE = 0.05
@@ -65,8 +67,9 @@ class EntrySums:
         """Returns the entry by which the axis is judged.
 
         It is the low one: a tenth of the entries have more noise. But an entry that varies as much as others,
-        and has as much noise as that, is lost, though it be the only one: one answer for all would be as
-        near. Entries that are silent in the reference, or are near as scores are, do not count as far off.
+        and has as much noise as that, is lost: one answer for all would be as near. Of these there may be one
+        in a hundred. Entries that are silent in the reference, or are near as scores are, do not count as far
+        off.
         """
         loud = self.squares > _ROUNDING * self.squares.max(initial=0.0)
         if not loud.any():
@@ -82,8 +85,9 @@ class EntrySums:
                 change >= _AS_LOUD * np.median(change[loud])
             )
             lost = np.where(is_as_loud & loud, noise / change, 0.0)
-        worst = int(lost.argmax())
-        if lost[worst] >= max(1.0, ratios[low]):
+        worst = int(np.argsort(-lost, kind="stable")[int(_LOST_SHARE * loud.sum())])
+        hides = np.median(lost[loud]) < 1.0  # else the sums over all tell it
+        if hides and lost[worst] >= max(1.0, ratios[low]):
             return LowEntry(float(lost[worst]), worst, loud.size)
         return LowEntry(float(ratios[low]), int(low), loud.size)
 

@@ -46,6 +46,6 @@ def test_a_default_build_with_one_value_of_an_input_has_finite_weights(value: st
     model = _write_conditioned_net(tmp_path / "net.onnx")
     spec = trtq.ModelSpec(calibration=trtq.CalibrationSpec(data=str(tmp_path / "x.npz")))
     report = trtq.build(model, spec=spec, target=trtq.Target(backend="onnxruntime"), output=tmp_path / "out")
-    assert report.verdict == "pass"
+    assert report.verdict == ("unverified" if value == "zeros" else "pass")
     for weight in onnx.load(tmp_path / "out" / "model.int8.onnx").graph.initializer:
         assert np.isfinite(numpy_helper.to_array(weight).astype(np.float64)).all(), weight.name

@@ -83,6 +83,14 @@ def test_one_entry_that_varies_as_others_do_is_not_lost(scale: float, is_lost: b
     assert not is_lost or found.entry == (7, 40)
 
 
+@pytest.mark.parametrize(("size", "is_lost"), [(99, True), (100, False)])
+def test_of_many_entries_one_may_be_lost(size: int, is_lost: bool) -> None:
+    reference = _draw(20, size)
+    candidate = reference.copy()
+    candidate[:, 7] = 0
+    assert (compare_arrays(candidate, reference).entry_cosine < 0.75) == is_lost
+
+
 @pytest.mark.parametrize(("places", "is_lost"), [((), True), ((2, 3), False)])
 def test_noise_that_hides_rows_of_background_is_none_of_a_picture(
     places: tuple[int, ...], is_lost: bool
