@@ -168,7 +168,8 @@ def test_the_table_of_int8_on_the_cpu_is_that_of_the_results() -> None:
 def test_what_is_said_of_fp8_is_that_of_the_results() -> None:
     folder = ROOT / "benchmarks" / "results"
     files = ["accuracy-fp8-larger-2026-11-28.json", "accuracy-fp8-2026-11-29.json"]
-    files += sorted(path.name for path in folder.glob("accuracy-fp8-rounded*-2026-11-29.json"))  # the latest
+    files += sorted(path.name for path in folder.glob("accuracy-fp8-rounded*-2026-11-29.json"))
+    files += ["accuracy-fp8-biases-2026-11-29.json"]  # the latest
     models = {
         name: item
         for file in files
