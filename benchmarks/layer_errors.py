@@ -1,9 +1,11 @@
 r"""How much of a detector can be in 8 bits for a point: the error of each layer alone, and of mixtures.
 
-    trtq calibrate benchmarks/.work/large/nudenet_yolo/model.onnx --int8 \
+    trtq calibrate benchmarks/.work/large/nudenet_yolo/model.onnx \
         --calib-data benchmarks/.work/large/nudenet_yolo/calibration.npz --output ranges.json
     python benchmarks/layer_errors.py benchmarks/.work/large/nudenet_yolo ranges.json \
         --output benchmarks/results/layer-errors-2026-11-29.json
+
+The ranges of `layer-errors-pad-2026-11-29.json` are made with `--repair auto,pad`.
 
 Each layer is in INT8 alone, then in FP8 alone, on a few of the first, third ... evaluation samples; its error
 is that of the scores of classes. Then the layers with the least error for their multiplications are put into
@@ -44,7 +46,7 @@ def main() -> None:
     """Measures each layer, then the mixtures; all is written after each part."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("folder", type=Path, help="a detector's folder, of models.py")
-    parser.add_argument("ranges", type=Path, help="of trtq calibrate --int8")
+    parser.add_argument("ranges", type=Path, help="of trtq calibrate, for INT8")
     parser.add_argument("--few", type=int, default=16, help="samples for each layer  [16]")
     parser.add_argument("--output", type=Path)
     given = parser.parse_args()
