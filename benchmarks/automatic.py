@@ -21,6 +21,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -65,8 +66,12 @@ def main() -> None:
     parser.add_argument("--compute-capability", help="the GPU to build for")
     parser.add_argument("--op-types", help="the types of nodes to quantize")
     parser.add_argument("--repair", help="the repairs to try")
+    parser.add_argument(
+        "--float", nargs="*", default=(), help="layers that stay float: the rest is INT8, without a search"
+    )
     given = parser.parse_args()
-    asked = ["--formats", given.formats] if given.formats else ["--int8", "--auto"]
+    asked = ["--formats", given.formats] if given.formats else ["--int8", "--auto"][: 1 if given.float else 2]
+    asked += [word for name in given.float for word in ("--skip", f"^{re.escape(name)}$")]
     for option in ("compute_capability", "op_types", "repair"):
         value = getattr(given, option)
         asked += [f"--{option.replace('_', '-')}", value] if value else []
@@ -113,6 +118,7 @@ def build(folder: Path, asked: list[str]) -> dict[str, Any]:
             "quantized_macs_before": auto.get("quantized_macs_before"),
             "formats": auto.get("formats"),
             "layers": auto.get("layers"),
+            "macs": report["quantized_macs"],
             "costs": [auto.get(key) for key in ("cost_before", "cost", "cost_float")],
             "kept": [layer["name"] for layer in auto.get("kept", ())],
             "samples": report["evaluated_samples"],

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import statistics
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -98,25 +99,36 @@ def compare(truth: Truth, candidate: Path) -> dict[str, Any]:
 
 
 def distance(ours: list[NDArray[Any]], theirs: list[NDArray[Any]]) -> dict[str, float]:
-    """Returns the cosine and 10 log10(sum r^2 / sum (r - c)^2), in float64, of all samples as one vector."""
+    """Returns the cosine and 10 log10(sum r^2 / sum (r - c)^2), in float64, of all samples as one vector.
+
+    `median_db` is the median of the same of each sample, and `three_worst` the share of the error that the
+    three samples with the largest ones have: near 1, chance decides what all samples give together.
+    """
     dot = mine = wanted = error = 0.0
+    each = []
     for a, b in zip(ours, theirs, strict=True):
         if a.shape != b.shape:
             raise ValueError(f"an output has shape {a.shape}, the float model's {b.shape}")
         x, y = a.astype(np.float64).ravel(), b.astype(np.float64).ravel()
         dot, mine, wanted = dot + float(x @ y), mine + float(x @ x), wanted + float(y @ y)
-        error += float(((x - y) ** 2).sum())
+        each.append((float(((x - y) ** 2).sum()), float(y @ y)))
+        error += each[-1][0]
     if not math.isfinite(error):
         return {"sqnr_db": -200.0, "cosine": 0.0}  # NaN or infinite values
     cosine = dot / math.sqrt(mine * wanted) if mine and wanted else float(mine == wanted)
+    worst = sum(sorted((lost for lost, _ in each), reverse=True)[:3])
     return {
-        "sqnr_db": round(10 * math.log10(wanted / error), 2)
-        if error and wanted
-        else 200.0
-        if not error
-        else -200.0,
+        "sqnr_db": _decibels(error, wanted),
         "cosine": round(cosine, 6),
+        "median_db": statistics.median(_decibels(*item) for item in each),
+        "three_worst": round(worst / error, 3) if error else 0.0,
     }
+
+
+def _decibels(error: float, wanted: float) -> float:
+    if not error:
+        return 200.0
+    return round(10 * math.log10(wanted / error), 2) if wanted else -200.0
 
 
 if __name__ == "__main__":

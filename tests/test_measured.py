@@ -165,10 +165,21 @@ def test_the_table_of_int8_on_the_cpu_is_that_of_the_results() -> None:
     assert said in (ROOT / "CHANGELOG.md").read_text("utf-8")
 
 
+def test_what_is_said_of_mixtures_is_that_of_the_results() -> None:
+    text = " ".join((ROOT / "docs" / "design" / "judging.md").read_text("utf-8").split())
+    lost = {}
+    for name in ("layer-errors", "layer-errors-pad"):
+        found = json.loads((ROOT / "benchmarks" / "results" / f"{name}-2026-11-29.json").read_bytes())
+        (lost[name],) = (1 - item["score"] for item in found["mixtures"] if round(item["macs"], 2) == 0.8)
+    said = "80 % of the MACs then lose {:.1f} points (`layer-errors-2026-11-29.json`), and {:.1f} points with"
+    assert said.format(100 * lost["layer-errors"], 100 * lost["layer-errors-pad"]) in text
+
+
 def test_what_is_said_of_fp8_is_that_of_the_results() -> None:
     folder = ROOT / "benchmarks" / "results"
     files = ["accuracy-fp8-larger-2026-11-28.json", "accuracy-fp8-2026-11-29.json"]
-    files += sorted(path.name for path in folder.glob("accuracy-fp8-rounded*-2026-11-29.json"))  # the latest
+    files += sorted(path.name for path in folder.glob("accuracy-fp8-rounded*-2026-11-29.json"))
+    files += ["accuracy-fp8-biases-2026-11-29.json"]  # the latest
     models = {
         name: item
         for file in files
