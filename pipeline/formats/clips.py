@@ -14,7 +14,7 @@ from trtq.calibrators.kernel import load_function
 from trtq.pipeline.formats.blocks import iterate_pieces
 from trtq.pipeline.formats.rounding import BLOCK_TYPES, describe_blocks
 
-_PER_CLIP = np.arange(32, 54, dtype=np.int16)
+_PER_CLIP = np.array([32, *range(33, 54, 2)], np.int16)
 """For each clip, what makes codes of steps, in 32nds: whole numbers, so that processors multiply 16 bits."""
 CLIPS = np.float32(32) / _PER_CLIP
 """Shares of amax / 7 that are tried; those near 7/8 use the code -8 where the largest value is negative."""
