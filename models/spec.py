@@ -46,7 +46,7 @@ def _refuse_empty(section: object, *names: str) -> None:
 
 @dataclass(frozen=True, slots=True)
 class ProfileSpec:
-    """The shapes of one input in one optimization profile."""
+    """The shapes of one input in one optimization profile, batch included; min <= opt <= max on each axis."""
 
     min: Shape
     opt: Shape

@@ -30,6 +30,10 @@ class ModelSummary:
     """An ONNX model, as a build would see it.
 
     Attributes:
+        path: The file.
+        sha256: Of the file and its external data, as hex.
+        inputs: With their dtypes and shapes; open dims are names.
+        outputs: Likewise.
         opset: As in the file.
         weight_bytes: Of all initializers, after loading.
         op_types: How many nodes of each type.
