@@ -122,8 +122,8 @@ def plan_build(
 ) -> BuildPlan:
     """Returns what `build` would do with the same arguments; runs no model.
 
-    Nothing is written but a model and data that are in memory alone, as `build` does too. Of data in files the
-    first batch is read.
+    Nothing is written but a model and data that are in memory alone, as `build` does too. Of data in files,
+    the first batch is read.
 
     Args:
         model: As all arguments, what `build` takes.
