@@ -203,7 +203,8 @@ class EvaluationSpec:
         data: Data to compare on. None: the calibration data.
         labels: One class index per sample: the name of an array in --eval-data, or a .npy file.
         output: The output with the class scores; required if the model has several outputs.
-        samples: Compare only this many samples. None: all with labels, otherwise 128.
+        samples: Compare only this many samples, rounded up to whole batches. None: all with labels, otherwise
+            128.
         reference: Float ONNX model to compare with, if the model already has Q/DQ. None: the model itself.
     """
 
