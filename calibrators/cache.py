@@ -72,7 +72,13 @@ class ScalePair:
 
 @dataclass(frozen=True, slots=True)
 class CacheDifference:
-    """What two caches do not have in common, each in the order of its file; headers do not count."""
+    """What two caches do not have in common; headers do not count.
+
+    Attributes:
+        only_first: Tensors that only the first has, in the order of its file.
+        only_second: The same of the second.
+        changed: Tensors with another scale, and both scales.
+    """
 
     only_first: tuple[str, ...]
     only_second: tuple[str, ...]
@@ -149,7 +155,11 @@ def parse_cache(content: bytes) -> CalibrationCache:
 
 
 def read_cache(path: Path | str) -> CalibrationCache:
-    """Returns the cache of a file; ArtifactError if it cannot be read, or is no calibration cache."""
+    """Returns the cache of a file: one float32 scale (amax / 127) per tensor, all finite and not negative.
+
+    Raises:
+        ArtifactError: The file cannot be read, or is no calibration cache.
+    """
     try:
         return parse_cache(read_bytes(path))
     except ArtifactError as error:
@@ -195,7 +205,12 @@ def to_cache(
 
 
 def compare_caches(first: CalibrationCache, second: CalibrationCache) -> CacheDifference:
-    """Returns which tensors only one of the caches has, and which have different scales."""
+    """Returns which tensors only one of the caches has, and which have different scales.
+
+    Args:
+        first: Of `read_cache` or `parse_cache`.
+        second: Likewise. Scales are compared exactly, as float32.
+    """
     ours, theirs = first.scales, second.scales
     return CacheDifference(
         tuple(name for name in ours if name not in theirs),

@@ -48,7 +48,7 @@ def _refuse_empty(section: object, *names: str) -> None:
 
 @dataclass(frozen=True, slots=True)
 class ProfileSpec:
-    """The shapes of one input in one optimization profile."""
+    """The shapes of one input in one optimization profile, batch included; min <= opt <= max on each axis."""
 
     min: Shape
     opt: Shape
@@ -208,7 +208,8 @@ class EvaluationSpec:
         data: Data to compare on. None: the calibration data.
         labels: One class index per sample: the name of an array in --eval-data, or a .npy file.
         output: The output with the class scores; required if the model has several outputs.
-        samples: Compare only this many samples. None: all with labels, otherwise 128.
+        samples: Compare only this many samples, rounded up to whole batches. None: all with labels, otherwise
+            128.
         reference: Float ONNX model to compare with, if the model already has Q/DQ. None: the model itself.
     """
 

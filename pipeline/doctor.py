@@ -42,9 +42,11 @@ class Health:
 
     Attributes:
         python: The interpreter's version.
+        platform: The operating system and processor, as `platform.platform()` names them.
         packages: Version by package; empty if it is not installed.
         gpu: Why engines can, or cannot, run here.
         kernel: What counts values in calibration.
+        backends: Whether each works here, and if not, why.
     """
 
     python: str

@@ -76,8 +76,10 @@ class ExportedFile:
     """What was written.
 
     Attributes:
+        path: The ONNX file.
         settings: The `.toml` beside the ONNX file; None if nothing was known, or if there was one.
         difference: The largest from PyTorch, relative to an output's range, on `num_compared` inputs.
+        num_nodes: Of the graph.
     """
 
     path: Path

@@ -15,7 +15,7 @@ from trtq.models.signature import TensorSpec
 from trtq.pipeline.calibrate.data import find_spec, place_layers
 from trtq.pipeline.deliver.index import Index, is_index, read_index
 from trtq.pipeline.deliver.manifest import NAME, Manifest, read_manifest
-from trtq.pipeline.deliver.names import REPORT
+from trtq.pipeline.deliver.names import ENGINE_SUFFIXES, REPORT
 from trtq.pipeline.deliver.report import Report, read_report
 from trtq.pipeline.engine.target import Target
 from trtq.pipeline.graph.load import load
@@ -30,6 +30,10 @@ class ModelSummary:
     """An ONNX model, as a build would see it.
 
     Attributes:
+        path: The file.
+        sha256: Of the file and its external data, as hex.
+        inputs: With their dtypes and shapes; open dims are names.
+        outputs: Likewise.
         opset: As in the file.
         weight_bytes: Of all initializers, after loading.
         op_types: How many nodes of each type.
@@ -95,6 +99,9 @@ def inspect(path: Path | str) -> Summary:
     except OSError as error:
         raise ArtifactError(f"cannot read {path}: {error.strerror}") from error
     except ArtifactError as error:
+        if path.suffix in ENGINE_SUFFIXES:
+            told = "is an engine, which TensorRT alone reads; inspect its build folder"
+            raise UsageError(f"{path} {told}") from error
         raise UsageError(
             f"{path} is none of the files that trtq knows: an .onnx model, a ranges or index .json, a "
             f"calibration cache, a build folder ({error})"

@@ -104,7 +104,9 @@ class Benchmark:
     """What was measured, on what, and what to think of it.
 
     Attributes:
+        machine: Its processor, GPU and system.
         conditions: While it was measured.
+        schedule: How many rounds, and how many seconds in all of them.
         num_threads: Of ONNX Runtime; 0: all cores.
         inputs: Where they come from; `shapes` are theirs, with `num_samples` in one run.
         measured: In the order of the turns.

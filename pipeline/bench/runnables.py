@@ -23,7 +23,7 @@ from trtq.pipeline.bench.process import Request
 from trtq.pipeline.calibrate.data import find_spec, open_calibration_data
 from trtq.pipeline.deliver.integrity import read_intact_manifest
 from trtq.pipeline.deliver.manifest import NAME, Manifest
-from trtq.pipeline.deliver.names import ENGINE, FLOAT, REPORT
+from trtq.pipeline.deliver.names import ENGINE, ENGINE_SUFFIXES, FLOAT, REPORT
 from trtq.pipeline.deliver.report import Report, read_report
 from trtq.pipeline.engine.gpu import count_gpus, explain_missing_gpu
 from trtq.pipeline.engine.plan_run import MODULES
@@ -147,7 +147,7 @@ class _Collector:
             self._add_folder(target, prefix)
         elif not target.is_file():
             raise UsageError(f"there is no file or folder {target}")
-        elif target.suffix in (".engine", ".plan"):
+        elif target.suffix in ENGINE_SUFFIXES:
             self._add_engine(target, f"{prefix}engine")
         elif target.suffix == ".onnx":
             precision = _precision(self._take_graph(target, find_spec(target, trust=True)).model)

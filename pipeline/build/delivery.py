@@ -8,10 +8,8 @@ from pathlib import Path
 from trtq.errors import UsageError
 from trtq.files import check_output, copy_atomically
 from trtq.pipeline.build.job import Job
-from trtq.pipeline.deliver.names import ENGINE
+from trtq.pipeline.deliver.names import ENGINE, ENGINE_SUFFIXES
 from trtq.pipeline.deliver.report import Report
-
-_SUFFIXES = (".engine", ".plan", ".trt")
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +54,6 @@ def choose_places(output: Path | str | None) -> Places:
     beside it, with the suffix `.trtq`.
     """
     path = None if output is None else Path(output)
-    if path is None or path.suffix not in _SUFFIXES or path.is_dir():
+    if path is None or path.suffix not in ENGINE_SUFFIXES or path.is_dir():
         return Places(path)
     return Places(path.with_suffix(".trtq"), path)

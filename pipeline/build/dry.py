@@ -36,7 +36,12 @@ from trtq.progress import Watcher, choose_watcher
 
 @dataclass(frozen=True, slots=True)
 class PlannedData:
-    """Data of a build: where it comes from, and how many samples are used; None: a script tells later."""
+    """Data of a build.
+
+    Attributes:
+        origin: Where it comes from, as a person reads it.
+        num_samples: How many are used; None: a script tells later.
+    """
 
     origin: str
     num_samples: int | None
@@ -117,7 +122,19 @@ def plan_build(
 ) -> BuildPlan:
     """Returns what `build` would do with the same arguments; runs no model.
 
-    Nothing is written but a model and data that are in memory alone, as `build` does too.
+    Nothing is written but a model and data that are in memory alone, as `build` does too. Of data in files,
+    the first batch is read.
+
+    Args:
+        model: As all arguments, what `build` takes.
+        data: The calibration data.
+        spec: The settings; None: read from beside the model.
+        target: What is built.
+        output: The folder, or a file for the engine.
+        random_data: Whether random numbers would calibrate the model.
+        sign_key: The private key that would sign the folder.
+        watcher: Receives notes and warnings.
+        **options: Of `trtq build`, by name.
 
     Raises:
         ModelError, DataError, UsageError: As of `build`: what is wrong with the arguments is found here too.

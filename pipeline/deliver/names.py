@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 ENGINE = "model.engine"
+ENGINE_SUFFIXES = (".engine", ".plan", ".trt")
 FLOAT = "model.float.onnx"
 RANGES = "ranges.json"
 CACHE = "calibration.cache"

@@ -49,7 +49,12 @@ class CacheOutcome:
 
 @dataclass(frozen=True, slots=True)
 class MigrationResult:
-    """A migrated model: the report as of a build, and what became of the cache."""
+    """A migrated model.
+
+    Attributes:
+        report: As of a build.
+        outcome: What became of the scales of the cache.
+    """
 
     report: Report
     outcome: CacheOutcome

@@ -93,9 +93,16 @@ def plan_params(
 ) -> MemoryPlan:
     """Returns the plan for a number of parameters alone, all of them weights that can be in few bits.
 
+    Args:
+        num_params: How many there are.
+        gpu_memory_bytes: What there is; None: nothing is judged.
+        block_size: Weights per scale of int4 and nf4: 16, 32, 64, 128 or 256.
+        double_quant: Whether nf4 holds its scales in 8 bits.
+
     Raises:
-        UsageError: There is no parameter, or no memory.
+        UsageError: There is no parameter, no memory, or no such block size.
     """
+    WeightScheme("int4", "rtn", block_size)  # refuses other sizes of blocks
     if num_params < 1:
         raise UsageError(f"a model has at least one parameter, got {num_params}")
     schemes = []

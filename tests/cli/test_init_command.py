@@ -50,6 +50,12 @@ def test_the_demo_gets_its_data_and_labels(demo_folder: Path, tmp_path: Path) ->
     assert trtq("build", folder / "model.onnx", "--int8", "--dry-run", "-q").exit_code == 0
 
 
+def test_data_that_is_not_there_is_told(model: Path) -> None:
+    for data, is_told in (("no.npz", True), ("*.npz", False), ("own.py:feeds", False), (model.name, False)):
+        shown = trtq("init", model, "--calib-data", data, "--force", "-o", "s.toml").stdout
+        assert (f"there is no {data} yet, which a build needs\n" in shown) == is_told
+
+
 @pytest.mark.parametrize("preset", PRESETS)
 def test_every_preset_reads_back_and_explains_every_key(preset: str, model: Path) -> None:
     given = ("--preset", preset, "--calib-data", "data/c.npz", "-o", "s.toml")

@@ -27,7 +27,15 @@ def environment(step: Mapping[str, Any], contexts: Mapping[str, str]) -> dict[st
     def fill(found: re.Match[str]) -> str:
         return contexts[found[1]]
 
-    return {name: re.sub(r"\$\{\{ ([\w.]+) \}\}", fill, text) for name, text in step["env"].items()}
+    given = step.get("env", {}).items()
+    return {name: re.sub(r"\$\{\{ ([\w.]+) \}\}", fill, text) for name, text in given}
+
+
+def run_step(name: str, repository: Path, variables: Mapping[str, str], contexts: Mapping[str, str]) -> None:
+    """Runs the script of a step as GitHub does."""
+    script = ["bash", "--noprofile", "--norc", "-eo", "pipefail", "-c", STEPS[name]["run"]]
+    own = environment(STEPS[name], contexts)
+    subprocess.run(script, cwd=repository, env={**os.environ, **variables, **own}, check=True)
 
 
 @pytest.fixture
@@ -69,9 +77,7 @@ def test_the_steps_build_both_branches_and_put_them_side_by_side(
     path = os.pathsep.join([str(recorded.with_name("bin")), os.environ["PATH"]])
     common = {"RUNNER_TEMP": str(tmp_path), "GITHUB_STEP_SUMMARY": str(tmp_path / "summary.md"), "PATH": path}
     for name in ("Build the base branch", "Build the engine and judge it", "Compare it with the base branch"):
-        script = ["bash", "--noprofile", "--norc", "-eo", "pipefail", "-c", STEPS[name]["run"]]
-        variables = {**os.environ, **common, **environment(STEPS[name], contexts)}
-        subprocess.run(script, cwd=repository, env=variables, check=True)
+        run_step(name, repository, common, contexts)
     models, commands = read_words(recorded)
     assert models[:2] == ["of main", "of the change"]
     base, output, summary = f"{tmp_path}/base.trtq", "engine.trtq", ["--summary", f"{tmp_path}/trtq.md"]
@@ -92,6 +98,23 @@ def test_the_steps_build_both_branches_and_put_them_side_by_side(
     assert re.search(r"^\| accuracy of int8 \| (\S+%) \| \1 \|  \|$", shown, re.MULTILINE)
 
 
+def test_a_second_use_in_a_job_begins_anew(repository: Path, recorded: Path, tmp_path: Path) -> None:
+    contexts = {f"inputs.{name}": str(item.get("default", "")) for name, item in ACTION["inputs"].items()}
+    contexts |= {"github.base_ref": "main", "inputs.model": "model.onnx"}
+    path = os.pathsep.join([str(recorded.with_name("bin")), os.environ["PATH"]])
+    common = {"RUNNER_TEMP": str(tmp_path), "PATH": path}
+    run_step("Build the base branch", repository, common, contexts)
+    (tmp_path / "trtq.md").write_text("of the first")
+    for model, is_there in (
+        ("model.onnx", True),
+        ("other.onnx", False),
+    ):  # which the base branch does not have
+        run_step("Remove what an earlier use in this job left", repository, common, contexts)
+        assert not (tmp_path / "trtq.md").exists()
+        run_step("Build the base branch", repository, common, {**contexts, "inputs.model": model})
+        assert (tmp_path / "base.trtq").is_dir() == is_there
+
+
 def read_words(path: Path) -> tuple[list[str], list[list[str]]]:
     """Returns what the model held for each command, and its words."""
     lines = iter(path.read_text().splitlines())
@@ -109,7 +132,7 @@ def test_the_scripts_of_the_action_are_scripts_and_use_what_is_given(name: str) 
     assert "${{" not in step["run"]  # an expression in a script is code of whoever writes the input
     assert all(
         f"${variable}" in step["run"] or f"${{{variable}}}" in step["run"]
-        for variable in step["env"]
+        for variable in step.get("env", {})
         if not variable.startswith("GH_")
     )
     used = re.findall(r"inputs\.(\w+)", str(step))

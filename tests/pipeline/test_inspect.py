@@ -110,7 +110,8 @@ def _write_text(path: Path) -> None:
         ("none.onnx", UsageError, r"there is no file .*none\.onnx"),
         ("text.onnx", ModelError, r"text\.onnx is not an ONNX model"),
         ("text.json", ArtifactError, r"text\.json is not a ranges file"),
-        ("text.engine", UsageError, r"text\.engine is none of the files that trtq knows: an \.onnx model, a"),
+        ("text.plan", UsageError, r"text\.plan is an engine, which TensorRT alone reads; inspect its build"),
+        ("text.other", UsageError, r"text\.other is none of the files that trtq knows: an \.onnx model, a"),
         ("folder", ArtifactError, "folder is not a build folder: cannot read"),
     ],
 )

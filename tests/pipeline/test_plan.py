@@ -183,6 +183,8 @@ def test_nonsense_is_refused(block: Path) -> None:
         plan_params(0)
     with pytest.raises(UsageError, match="the GPU's memory must have at least 1 byte, got 0"):
         plan_params(10, gpu_memory_bytes=0)
+    with pytest.raises(UsageError, match=r"the block size must be one of 16, .*, got 0"):
+        plan_params(10, block_size=0)
     for sizes, message in (
         (DynamicSizes(0), "--batch must be at least 1, got 0"),
         (DynamicSizes(1, -1), "--seq must be at least 1, got -1"),

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from trtq.errors import UsageError
+from trtq.pipeline.deliver.names import ENGINE_SUFFIXES
 
 KEY = "on"
 _RESOURCES = "resources"
@@ -78,7 +79,7 @@ def find_kinds(value: object, known: Mapping[str, MachineKind]) -> tuple[Machine
 
 def name_output(output: Path, kind: str) -> Path:
     """Returns where a build goes on one of several kinds: `a.trtq` becomes `a.KIND.trtq`."""
-    suffix = output.suffix if output.suffix in (".engine", ".plan", ".trt") else ".trtq"
+    suffix = output.suffix if output.suffix in ENGINE_SUFFIXES else ".trtq"
     stem = output.stem if output.suffix in (suffix, ".trtq") else output.name
     return output.with_name(f"{stem}.{kind}{suffix}")
 

@@ -10,7 +10,7 @@ from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Column, Table
 
-_LEAST_FIRST, _LEAST_OTHER = 20, 12
+_LEAST_FIRST, _LEAST_OTHER = 16, 12
 """Columns that names and other texts get at least, if they are that long; longer ones are folded."""
 _PADDING = 3
 

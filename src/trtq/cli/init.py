@@ -14,9 +14,9 @@ from trtq.cli.console import echo, open_console
 from trtq.cli.help import GroupedCommand
 from trtq.cli.options import Given
 from trtq.errors import UsageError
-from trtq.files import as_argument, check_output, refuse_name, write_atomically
+from trtq.files import as_argument, check_output, is_there, refuse_name, write_atomically
 from trtq.models.preprocess import Preprocess, describe
-from trtq.models.spec import CalibrationSpec, EvaluationSpec, ModelSpec
+from trtq.models.spec import CalibrationSpec, EvaluationSpec, ModelSpec, find_path
 from trtq.pipeline.init import PRESETS, InitialSettings, ModelHints, find_hints, init
 
 
@@ -107,4 +107,8 @@ def _print(path: Path, model: Path, found: InitialSettings) -> None:
         console.print(
             "no data was found: name it as data in [calibration], or give --calib-data", soft_wrap=True
         )
+    for data in filter(None, map(find_path, (found.spec.calibration.data, found.spec.evaluation.data))):
+        is_one_path = not {*"*?{:"} & {*data}  # no pattern, and no function of a script
+        if is_one_path and not is_there(path.parent / data):
+            console.print(f"there is no {data} yet, which a build needs", soft_wrap=True)
     console.print(f"next: {shlex.join(('trtq', 'build', as_argument(str(model)), '--int8'))}", soft_wrap=True)
