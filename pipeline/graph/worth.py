@@ -159,8 +159,12 @@ def _is_small(weight: ir.Value) -> bool:
     graph = weight.graph
     if graph is None:
         return False
-    every = sum(math.prod(_sizes(value)) for value in graph.initializers.values() if len(_sizes(value)) > 1)
-    return math.prod(_sizes(weight)) < _SMALL_SHARE * every
+    size, every = math.prod(_sizes(weight)), 0
+    for value in graph.initializers.values():
+        every += math.prod(_sizes(value)) if len(_sizes(value)) > 1 else 0
+        if size < _SMALL_SHARE * every:  # whatever follows: not all are added up for each of many outputs
+            return True
+    return False
 
 
 def _is_last(node: ir.Node) -> bool:
