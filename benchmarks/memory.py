@@ -3,7 +3,7 @@
     .venv/bin/python benchmarks/memory.py --output benchmarks/results/memory-2026-11-29.json
 
 The models: one weight of 1.5 GB in a file of its own, once of a Gather and once of a MatMul, and a net of
-Conv with 102 MB. Beside the commands stands what ONNX Runtime alone holds that opens the float model and runs
+Conv with 130 MB. Beside the commands stands what ONNX Runtime alone holds that opens the float model and runs
 it on one batch. Peaks of resident memory in MB (10^6 bytes), with the pages of files that are mapped. 5 GB of
 disk are needed.
 """

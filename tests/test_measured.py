@@ -191,3 +191,22 @@ def test_what_is_said_of_fp8_is_that_of_the_results() -> None:
     assert f"On {len(ahead)} models its worst output is {statistics.median(ahead):.1f} dB nearer" in text
     assert f"from {-min(ahead):.1f} dB behind to {max(ahead):.1f} dB ahead" in text
     assert f"behind on {sum(item < 0 for item in ahead)} (" in text
+
+
+def test_the_tables_of_large_graphs_and_weights_are_those_of_the_results() -> None:
+    folder = ROOT / "benchmarks" / "results"
+    linear = json.loads((folder / "linear-commands-2026-11-29.json").read_bytes())
+    wanted = [
+        [name, *(f"{parts['all']:.2f} ms" for parts in taken.values())]
+        + [
+            "-" if (exponent := linear["exponent"][name][part]) is None else f"{exponent:.2f}"
+            for part in ("outside", "inside ONNX Runtime")
+        ]
+        for name, taken in linear["ms_per_node"].items()
+    ]
+    memory = json.loads((folder / "memory-2026-11-29.json").read_bytes())["peak_mb"]
+    peaks = [[f"{peak:.0f}" for peak in by_command.values()] for by_command in memory.values()]
+    section = MEASURED.partition("## Large graphs and large weights")[2].partition("\n## ")[0]
+    tables = section.split("`memory-2026-11-29.json`")
+    assert [[cell.strip() for cell in row] for row in rows(tables[0])[1:]] == wanted
+    assert [row[1:] for row in rows(tables[1])[1:]] == peaks

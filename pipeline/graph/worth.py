@@ -160,9 +160,13 @@ def _is_small(weight: ir.Value) -> bool:
     graph = weight.graph
     if graph is None:
         return False
-    sizes = map(list_sizes, graph.initializers.values())
-    every = sum(math.prod(each) for each in sizes if len(each) > 1)
-    return math.prod(list_sizes(weight)) < _SMALL_SHARE * every
+    size, every = math.prod(list_sizes(weight)), 0
+    for value in graph.initializers.values():
+        sizes = list_sizes(value)
+        every += math.prod(sizes) if len(sizes) > 1 else 0
+        if size < _SMALL_SHARE * every:  # whatever follows: not all are added up for each of many outputs
+            return True
+    return False
 
 
 def _is_last(node: ir.Node) -> bool:

@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 _HARDLY_USED = ("sympy", "onnx_ir._symbolic_shapes")
 """onnx_ir needs them for arithmetic with the names of axes; they take as long to import as all else of it."""
 _COLLECTED = (20_000, 10, 10)
-"""How many new objects Python looks through for garbage at a time; with its own numbers that takes up to a
-quarter of the time of a graph of thousands of nodes."""
+"""How many new objects Python looks through for garbage at a time; with its own numbers that takes much of
+the time of a graph of thousands of nodes."""
 _AS_JSON, _WORDS = "trtq.json", "trtq.words"
 _COMMANDS = {
     "init": "Write a commented settings file to start from.",
