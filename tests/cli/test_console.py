@@ -33,7 +33,7 @@ def model(tmp_path: Path) -> Path:
     proto.graph.node[0].input[0] = proto.graph.input[0].name = "in[bold]"
     proto.graph.node[0].output[0] = proto.graph.output[0].name = "out[/nothing]"
     onnx.save(proto, tmp_path / "m.onnx")
-    arrays: dict[str, Any] = {"in[bold]": np.ones((9, 4, 4, 4), np.float32)}
+    arrays: dict[str, Any] = {"in[bold]": np.linspace(0, 1, 576, dtype=np.float32).reshape(9, 4, 4, 4)}
     np.savez(tmp_path / "d.npz", **arrays)
     return tmp_path / "m.onnx"
 

@@ -100,9 +100,9 @@ def test_a_path_without_a_name_has_no_settings(
         (CalibrationSpec(parameters={"num_bins": 512}), Auto(num_bins=512)),
         (CalibrationSpec(method="minmax"), MinMax()),
         (CalibrationSpec(method="mse"), Mse()),
-        (CalibrationSpec("", "cross-entropy", {"num_bins": 1024}), EntropyWithRows(1024)),
-        (CalibrationSpec("", "percentile", {"percentile": 99.0}), Percentile(99.0)),
-        (CalibrationSpec("", "mse", {"percentile": 99.0}), Mse()),  # as older settings may have it
+        (CalibrationSpec("d.npz", "cross-entropy", {"num_bins": 1024}), EntropyWithRows(1024)),
+        (CalibrationSpec("d.npz", "percentile", {"percentile": 99.0}), Percentile(99.0)),
+        (CalibrationSpec("d.npz", "mse", {"percentile": 99.0}), Mse()),  # as older settings may have it
     ],
 )
 def test_the_method_is_the_one_that_is_named(spec: CalibrationSpec, method: object) -> None:
@@ -229,12 +229,12 @@ def test_tensors_that_are_always_zero_are_told(graph: Graph, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("spec", "method"),
     [
-        (CalibrationSpec("", "percentile", {"percentile": 99.0}), Percentile(99.0)),
+        (CalibrationSpec("d.npz", "percentile", {"percentile": 99.0}), Percentile(99.0)),
         (
-            CalibrationSpec("", "entropy", {"num_bins": 512, "max_clipped": 0.5}),
+            CalibrationSpec("d.npz", "entropy", {"num_bins": 512, "max_clipped": 0.5}),
             Entropy(512, max_clipped=0.5),
         ),
-        (CalibrationSpec("", "mse", {"smallest": 0.5, "num_candidates": 3}), Mse(3, 0.5)),
+        (CalibrationSpec("d.npz", "mse", {"smallest": 0.5, "num_candidates": 3}), Mse(3, 0.5)),
         (CalibrationSpec(method="minmax"), MinMax()),
     ],
 )
@@ -246,14 +246,14 @@ def test_a_method_has_the_parameters_of_the_settings(spec: CalibrationSpec, meth
     ("spec", "message"),
     [
         (
-            CalibrationSpec("", "mse", {"num_bins": 9}),
+            CalibrationSpec("d.npz", "mse", {"num_bins": 9}),
             "num_bins is not a parameter of the calibration method mse; it has num_candidates, smallest",
         ),
         (
-            CalibrationSpec("", "minmax", {"smallest": 0.5}),
+            CalibrationSpec("d.npz", "minmax", {"smallest": 0.5}),
             "smallest is not a parameter of the calibration method minmax; it has none",
         ),
-        (CalibrationSpec("", "entropy", {"num_bins": 1}), "entropy needs 2 <= num_levels <= num_bins"),
+        (CalibrationSpec("d.npz", "entropy", {"num_bins": 1}), "entropy needs 2 <= num_levels <= num_bins"),
     ],
 )
 def test_a_parameter_of_another_method_is_refused(spec: CalibrationSpec, message: str) -> None:
