@@ -1,6 +1,6 @@
 """What quantizing a language model that does not fit into memory takes: `trtq quantize --weights`.
 
-    .venv/bin/python benchmarks/large.py --size 10B --output benchmarks/results/large-2026-11-29.json
+    .venv/bin/python benchmarks/large.py --size 10B --output benchmarks/results/large-2026-11-30.json
 
 The model is a decoder of 10 billion parameters with random FP16 weights, 20 GB in shards of 4 GB, which is
 made first (some 45 GB of disk in all; `--size 1B` takes a tenth). The bounds: at most 3 GB of memory, at

@@ -1,6 +1,6 @@
 """How near INT4 weights come to the float model by each method, on the real models of benchmarks/models.py.
 
-    python benchmarks/weight_methods.py --output benchmarks/results/weight-methods-2026-11-28.json
+    python benchmarks/weight_methods.py --output benchmarks/results/weight-methods-2026-11-29.json
 
 What GPTQ and AWQ look at is calibration data; all are judged on evaluation data, by the mean SQNR of the
 outputs in dB. All products are stored in blocks of 64, activations are float.
