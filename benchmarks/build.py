@@ -1,6 +1,6 @@
 """What a whole build costs, in passes of plain inference: trtq's and what its peers take to quantize alone.
 
-    .venv/bin/python benchmarks/build.py --output benchmarks/results/build-2026-11-29.json
+    .venv/bin/python benchmarks/build.py --output benchmarks/results/build-2026-11-30.json
 
 trtq calibrates, searches, quantizes, builds the engine with TensorRT-RTX and compares (128 samples to
 calibrate, 64 others to compare on); its peers calibrate with the same data and write a Q/DQ model. Every run
