@@ -26,7 +26,7 @@ demo: $(VENV)/.runtime
 test: $(VENV)/.dev
 	$(MAKE) --jobs=2 lint pytest
 
-# Freed memory stays with the process: TensorRT asks for a hundred MB a build, and getting them takes half its time.
+# Freed memory stays with the process: each build of TensorRT asks for much, and getting it anew takes time.
 pytest: $(VENV)/.dev
 	MALLOC_MMAP_THRESHOLD_=1000000000 MALLOC_TRIM_THRESHOLD_=1000000000 \
 		$(BIN)/pytest --cov --numprocesses $(JOBS) --dist worksteal

@@ -18,7 +18,7 @@ from trtq.calibrators.operator_bounds import find_step
 from trtq.calibrators.ranges import FP16_LIMIT
 from trtq.calibrators.signs import find_mean
 from trtq.calibrators.survey import name_negative
-from trtq.models.tensors import iterate_pieces
+from trtq.models.tensors import iterate_values
 
 _MOST_AXES = 8
 
@@ -122,7 +122,7 @@ def _measure_finite(tensor: ir.TensorProtocol) -> float:
     largest = measure(tensor)
     if largest < math.inf:
         return largest
-    finite = (piece[np.isfinite(piece)] for piece in iterate_pieces(tensor))
+    finite = (piece[np.isfinite(piece)] for piece in iterate_values(tensor))
     return max(float(np.abs(piece).max(initial=0.0)) for piece in finite)
 
 

@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from trtq.calibrators.node_facts import STANDARD, count_elements, find_axes, find_norm, read_constant
 from trtq.calibrators.signs import list_deciding
-from trtq.models.tensors import iterate_pieces
+from trtq.models.tensors import iterate_values
 
 _NORMS = (
     "BatchNormalization", "GroupNormalization", "InstanceNormalization", "LayerNormalization",
@@ -62,7 +62,7 @@ def list_doubtful(model: ir.Model, finite: Collection[str], magnitudes: Mapping[
 
 def measure(tensor: ir.TensorProtocol) -> float:
     """Returns the largest magnitude of a constant; infinity if it holds NaN or infinities."""
-    extremes = [(float(piece.max()), -float(piece.min())) for piece in iterate_pieces(tensor)]
+    extremes = [(float(piece.max()), -float(piece.min())) for piece in iterate_values(tensor)]
     if not all(math.isfinite(extreme) for pair in extremes for extreme in pair):
         return math.inf
     return max((max(pair) for pair in extremes), default=0.0)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from trtq.calibrators.node_facts import STANDARD, find_axes, list_dims, made_by, read_constant
-from trtq.models.tensors import iterate_pieces
+from trtq.models.tensors import iterate_values
 
 _POSITIVE = (
     "Abs", "Exp", "HardSigmoid", "Hardmax", "ReduceL1", "ReduceL2", "ReduceSumSquare", "Relu", "Sigmoid",
@@ -53,7 +53,7 @@ def list_deciding(value: ir.Value | None, depth: int = _DEEPEST) -> set[str] | N
     if value is None or not depth:
         return None
     if value.const_value is not None:
-        return set() if all((piece >= 0).all() for piece in iterate_pieces(value.const_value)) else None
+        return set() if all((piece >= 0).all() for piece in iterate_values(value.const_value)) else None
     if value.dtype in _UNSIGNED:
         return set()
     node = value.producer()

@@ -92,7 +92,7 @@ def iterate_rows(tensor: ir.TensorProtocol, rows: int) -> Iterator[tuple[slice, 
             yield place, part.view(dtype).reshape(-1, *shape[1:])
 
 
-def iterate_pieces(tensor: ir.TensorProtocol) -> Iterator[NDArray[Any]]:
+def iterate_values(tensor: ir.TensorProtocol) -> Iterator[NDArray[Any]]:
     """Yields the values of a tensor in their order, some at a time: shape (values,), none of an empty one.
 
     Those of a tensor in another file are read into the same memory again and again, as by `iterate_rows`.

@@ -36,7 +36,7 @@ def choose_search() -> Search:
 def search_with_numpy(
     values: NDArray[Any], units: NDArray[np.float32], importance: NDArray[np.float32] | None = None
 ) -> NDArray[np.float32]:
-    """Does what `trtq_search_clips` of clips.c does, some ten times slower, and takes an importance.
+    """Does what `trtq_search_clips` of clips.c does, more slowly, and takes an importance.
 
     For the codes q that a clip gives the steps x, the best scale is qx / qq, which explains (qx)^2 / qq of
     their squares.

@@ -27,7 +27,7 @@ class _Int4(CodeFormat):
         """Returns the scales of least squared error, found from 12 clips, unless the method is "rtn".
 
         Clipping a few large values leaves finer steps for all others (as in OMSE, arXiv 1902.06822, section
-        3.2, here for each block). 12 clips that are refined err less than 26 as they are.
+        3.2, here for each block).
 
         Args:
             blocks: Any float dtype, shape (outer, block, inner).

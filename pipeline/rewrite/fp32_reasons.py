@@ -11,7 +11,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from trtq.calibrators.ranges import QMAX
-from trtq.models.tensors import find_largest_code, iterate_pieces, read_values
+from trtq.models.tensors import find_largest_code, iterate_values, read_values
 from trtq.pipeline.formats.floats import FP16, FloatFormat
 from trtq.pipeline.graph.edit import list_bodies
 from trtq.pipeline.graph.operands import find_constant
@@ -222,7 +222,7 @@ def _round_to_fp16(values: NDArray[Any]) -> NDArray[np.float64]:
 
 def _iterate_magnitudes(tensor: ir.TensorProtocol) -> Iterator[NDArray[Any]]:
     """Yields the finite magnitudes of a tensor, of a large one in pieces."""
-    for piece in iterate_pieces(tensor):
+    for piece in iterate_values(tensor):
         magnitudes = np.abs(piece)
         is_finite = np.isfinite(magnitudes)
         yield magnitudes if is_finite.all() else magnitudes[is_finite]

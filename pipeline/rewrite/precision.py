@@ -10,7 +10,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from trtq.kept import KeptFp32
-from trtq.models.tensors import is_read_late, iterate_pieces
+from trtq.models.tensors import is_read_late, iterate_values
 from trtq.pipeline.formats.floats import BF16, FP16, FP32, FloatFormat
 from trtq.pipeline.graph.edit import GraphEditor, list_bodies
 from trtq.pipeline.graph.opset import read_opset
@@ -171,7 +171,7 @@ def _cast_tensor(tensor: ir.TensorProtocol, form: FloatFormat) -> ir.TensorProto
 def _clip(tensor: ir.TensorProtocol, form: FloatFormat) -> NDArray[Any]:
     """Returns values in a format, piece by piece, with finite ones inside its range; infinities stay."""
     result, done = np.empty(tensor.size, form.dtype.numpy()), 0
-    for part in iterate_pieces(tensor):
+    for part in iterate_values(tensor):
         clipped = np.where(np.isfinite(part), np.clip(part, -form.largest, form.largest), part)
         result[done : done + part.size] = clipped.astype(result.dtype)
         done += part.size

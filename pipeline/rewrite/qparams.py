@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trtq.calibrators.ranges import Ranges
+from trtq.models.tensors import PIECE
 from trtq.pipeline.formats import INT8, NVFP4
 from trtq.pipeline.formats.encoding import Encoding
 from trtq.pipeline.formats.floats import convert_scales
@@ -18,8 +19,6 @@ from trtq.pipeline.formats.granularity import PerBlock, PerToken
 from trtq.pipeline.formats.int8 import UINT8
 
 _PLAIN, _UNSIGNED = Encoding(INT8), Encoding(UINT8)
-_PIECE = 1 << 20
-"""Weights that are quantized at a time."""
 _CLIPS = tuple(np.linspace(1.0, 0.5, 26).tolist())
 """Shares of the largest weight that are tried as the ends of the codes."""
 
@@ -146,7 +145,7 @@ def _list_rows(values: NDArray[Any]) -> Sequence[Any]:
     """Returns the indices of some rows each; of a number without axes that of all."""
     if not values.ndim:
         return (...,)
-    step = max(1, _PIECE // max(1, math.prod(values.shape[1:])))
+    step = max(1, PIECE // max(1, math.prod(values.shape[1:])))
     return [slice(start, start + step) for start in range(0, len(values), step)]
 
 

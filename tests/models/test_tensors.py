@@ -14,7 +14,7 @@ import pytest
 from numpy.typing import NDArray
 
 from trtq.errors import ModelError
-from trtq.models.tensors import PIECE, iterate_pieces, open_values, read_values, require_finite
+from trtq.models.tensors import PIECE, iterate_values, open_values, read_values, require_finite
 
 
 def external(folder: Path, array: NDArray[Any], *, offset: int) -> ir.ExternalTensor:
@@ -80,7 +80,7 @@ def test_a_half_that_is_not_finite_is_found(value: float) -> None:
 def test_pieces_are_the_values_in_their_order(tmp_path: Path, size: int) -> None:
     array = np.arange(size, dtype=np.float32)
     for tensor in (ir.tensor(array), external(tmp_path, array, offset=16)):
-        pieces = [piece.copy() for piece in iterate_pieces(tensor)]
+        pieces = [piece.copy() for piece in iterate_values(tensor)]
         assert all(0 < len(piece) <= PIECE for piece in pieces)
         np.testing.assert_array_equal(np.concatenate([array[:0], *pieces]), array)
 
@@ -89,4 +89,4 @@ def test_a_file_that_ends_in_a_later_piece_is_told(tmp_path: Path) -> None:
     tensor = external(tmp_path, np.zeros(PIECE + 1, np.float32), offset=0)
     (tmp_path / "w.data").write_bytes(bytes(4 * PIECE + 3))
     with pytest.raises(ModelError, match=r"the weights of 'w' end early in .*w\.data; it has been changed"):
-        list(iterate_pieces(tensor))
+        list(iterate_values(tensor))

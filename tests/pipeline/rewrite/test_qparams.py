@@ -68,7 +68,7 @@ def _slow(values: NDArray[Any], scale: float) -> list[int]:
 def test_codes_are_those_of_a_slow_reference(seed: int, axis: int | None, size: int, piece: int) -> None:
     weight = (np.random.default_rng(seed).standard_normal((3, 4, 5)) * 10.0**size).astype(np.float32)
     qparams = choose_weight_qparams(weight, int8_along(axis), "float32")
-    with patch.object(module, "_PIECE", piece):
+    with patch.object(module, "PIECE", piece):
         codes = quantize_array(weight, qparams)
     assert qparams.scale.shape == (() if axis is None else (weight.shape[axis],))
     if axis is None:
