@@ -44,6 +44,15 @@ def feeds():
 """
 
 
+_STOPPED_IN_EXEC = """
+import numpy as np
+
+def feeds():
+    yield {"image": np.zeros((1, 1, 8, 8), np.float32)}
+    exec("raise KeyboardInterrupt")
+"""
+
+
 def _interruptible() -> None:
     """Lets SIGINT interrupt the child, though a shell that runs the tests in the background ignores it."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -75,10 +84,11 @@ def test_a_stopped_build_leaves_nothing_and_shows_no_traceback(
     assert sorted(path.name for path in tmp_path.iterdir()) == before
 
 
-def test_an_interruption_counts_where_python_would_drop_it(tmp_path: Path) -> None:
-    """The first feed alone is looked at first; the generator of the rest is cleared away by Python."""
+@pytest.mark.parametrize("code", [_STOPPED_IN_A_FINALIZER, _STOPPED_IN_EXEC])
+def test_an_interruption_counts_wherever_it_comes(tmp_path: Path, code: str) -> None:
+    """Python drops one within a generator that is cleared away, and ends by SIGINT after one in `exec`."""
     write_demo(tmp_path)
-    (tmp_path / "stopped.py").write_text(_STOPPED_IN_A_FINALIZER)
+    (tmp_path / "stopped.py").write_text(code)
     data = f"{tmp_path / 'stopped.py'}:feeds"
     done = subprocess.run(
         [sys.executable, "-m", "trtq", "calibrate", str(tmp_path / "model.onnx"), "--calib-data", data],

@@ -70,6 +70,15 @@ def _interrupt_again(unraisable: sys.UnraisableHookArgs) -> None:
         sys.__unraisablehook__(unraisable)
 
 
+def _forget_interruption() -> None:
+    """Has Python end with the exit code of the command after an interruption within `exec` of a string.
+
+    `python -m` would end by SIGINT, although the interruption was handled. Dataclasses and named tuples are
+    made by such an `exec`, so that any import may be hit. The next `exec` of a string resets it.
+    """
+    exec("")
+
+
 def _print_what_can_be_printed() -> None:
     """Has "?" printed for what stdout has no character for, as code pages of Windows have no bars.
 
@@ -210,6 +219,7 @@ class _LazyGroup(GuessingGroup):
                 return super().invoke(ctx)
         finally:
             _set_alarm(0)  # too late to interrupt what is done
+            _forget_interruption()
             sys.unraisablehook = hook
 
 
