@@ -17,6 +17,7 @@ from trtq.errors import DataError
 from trtq.models.session import open_session, run
 from trtq.models.spec import CalibrationSpec, EvaluationSpec, ModelSpec, QuantizationSpec
 from trtq.pipeline.build import build
+from trtq.pipeline.deliver.report import Report
 from trtq.pipeline.engine.backend import Precision
 from trtq.pipeline.engine.profiles import GivenShapes
 from trtq.pipeline.engine.target import HighPrecision, Target
@@ -64,6 +65,29 @@ def test_an_outlier_row_hurts_no_other(
     (theirs,) = run(open_session(mlp, optimize=False), ["y"], {"x": x})
     noise = np.square(ours - theirs).sum(axis=1) / np.square(theirs).sum(axis=1)
     assert noise.max() < (1e-3 if precision == "int8" else 1e-2)
+
+
+def test_a_loud_channel_is_smoothed_where_there_is_data(mlp: Path, tmp_path: Path) -> None:
+    """All rows reach as far as their loudest channel, so that scales of their own help none of them."""
+    x = np.random.default_rng(4).standard_normal((64, 64)).astype(np.float32)
+    x[:, 5] *= 100
+    np.savez(tmp_path / "x.npz", x=x)
+    calibration = CalibrationSpec(str(tmp_path / "x.npz"), batch_size=1)
+    found = {}
+    for repair in ("none", "smooth"):
+        quantization = QuantizationSpec(activations="per-token", repair=(repair,))
+        spec = ModelSpec(calibration=calibration, quantization=quantization)
+        found[repair] = build(mlp, spec=spec, target=CHEAP, output=tmp_path / repair)
+    assert found["smooth"].repairs is not None
+    assert found["smooth"].repairs.applied[0].startswith("smooth")
+    assert find_sqnr_db(found["smooth"]) > find_sqnr_db(found["none"]) + 6
+    assert found["smooth"].calibration is None  # no tensor has a range
+
+
+def find_sqnr_db(report: Report) -> float:
+    """Returns how far the quantized output is above its noise."""
+    output = next(item for item in report.comparison if item.candidate == "int8" and not item.part)
+    return output.sqnr_db
 
 
 def test_no_data_is_needed_and_nothing_is_claimed_then(mlp: Path, tmp_path: Path) -> None:

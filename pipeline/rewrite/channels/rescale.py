@@ -101,7 +101,8 @@ def rescale(model: ir.Model, placement: Placement, ranges: Ranges) -> Rescaled:
         renamed[tensor] = made
         if tensor in beyond:
             beyond[made] = beyond[tensor]
-        tensors[made] = _range_after(item, None if shift is not None else tensors.get(tensor))
+        if tensor in tensors:
+            tensors[made] = _range_after(item, None if shift is not None else tensors[tensor])
         if tensor in formats:
             formats[made] = formats[tensor]
         channels[made] = Channels(mean=_mean_after(item))

@@ -67,9 +67,10 @@ def plan_scales(
     of them may get an error.
     """
     found: dict[str, Channels] = {}
-    layers, ours = {layer.name for layer in placement.layers}, {*placement.activations}
+    layers = {layer.name for layer in placement.layers}
+    given = {name for name, encoding in placement.encodings if encoding.is_given}
     for tensor, readers in find_channel_readers(model, placement).items():
-        if tensor not in statistics or tensor not in ours:
+        if tensor not in statistics or tensor in given:
             continue
         nodes = [node for _, node in readers]
         if (channels := _plan_tensor(tensor, nodes, statistics[tensor], strength, layers)) is not None:
