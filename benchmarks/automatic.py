@@ -66,13 +66,15 @@ def main() -> None:
     parser.add_argument("--compute-capability", help="the GPU to build for")
     parser.add_argument("--op-types", help="the types of nodes to quantize")
     parser.add_argument("--repair", help="the repairs to try")
+    parser.add_argument("--activations", help="symmetric or per-token")
+    parser.add_argument("--high-precision", help="what is not quantized runs in this")
     parser.add_argument(
         "--float", nargs="*", default=(), help="layers that stay float: the rest is INT8, without a search"
     )
     given = parser.parse_args()
     asked = ["--formats", given.formats] if given.formats else ["--int8", "--auto"][: 1 if given.float else 2]
     asked += [word for name in given.float for word in ("--skip", f"^{re.escape(name)}$")]
-    for option in ("compute_capability", "op_types", "repair"):
+    for option in ("compute_capability", "op_types", "repair", "activations", "high_precision"):
         value = getattr(given, option)
         asked += [f"--{option.replace('_', '-')}", value] if value else []
     result: dict[str, Any] = {**circumstances(["trtq"]), "asked": " ".join(asked), "models": {}}
