@@ -1,8 +1,8 @@
-"""A file that is compared, opened: what runs it, and how its outputs are looked at."""
+"""Files that are compared, opened: what runs them, and how their outputs are looked at."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -43,8 +43,8 @@ def open_files(
 ) -> dict[str, OpenedFile]:
     """Returns what each file gives, by the names of the models.
 
-    Where memory is to be saved, or the weights of a file are large, those but the truth are opened when they
-    are run.
+    Where memory is to be saved, or weights are large, those but the truth are read once more and opened when
+    they are run.
 
     Args:
         models: The files.
@@ -53,41 +53,35 @@ def open_files(
         runs: Whether the sessions are opened at all.
         saves_memory: Whether they give memory back after each run.
     """
-    found = dict[str, OpenedFile]()
+    found, plans = dict[str, OpenedFile](), dict[str, Callable[[], PlainSession]]()
     for name in sorted(models, key=lambda name: name != truth):
-        waits = truth in found and (saves_memory or found[truth].weight_bytes >= _LARGE_BYTES)
-        found[name] = open_file(
-            models[name], looks=looks and name == truth, runs=runs and not waits, saves_memory=saves_memory
-        )
+        found[name], plans[name] = _read_file(models[name], looks=looks and name == truth, saves=saves_memory)
+    largest = max((item.weight_bytes for item in found.values()), default=0)
+    if truth in found and (saves_memory or largest >= _LARGE_BYTES):
+        plans = {truth: plans[truth]}
+    give_back_memory(largest)
+    for name in [*plans] if runs else []:
+        opens = plans.pop(name)  # with the model, if it holds it
+        found[name].session.session = _wrap(opens(), saves_memory=saves_memory)
     return {name: found[name] for name in models}
 
 
-def open_file(path: Path, *, looks: bool, runs: bool, saves_memory: bool = False) -> OpenedFile:
-    """Returns what a file gives, which is read once if its session is opened here.
-
-    Args:
-        path: The file.
-        looks: Whether its outputs say how all are looked at.
-        runs: Whether its session is opened here and now.
-        saves_memory: Whether the session gives memory back after each run.
-    """
+def _read_file(path: Path, *, looks: bool, saves: bool) -> tuple[OpenedFile, Callable[[], PlainSession]]:
+    """Returns what a file gives, and what opens its session without reading it once more."""
     typed = read_typed(path)
-    views, caches, weight_bytes = OutputViews(), find_coded_caches(typed[0]), count_weight_bytes(typed[0])
+    model, _ = typed
+    views = OutputViews()
     if looks:
-        views = create_views(without_bf16(typed[0]) if has_bf16(typed[0]) else typed[0])
-    opens = plan_session(path, typed) if runs else None
-    del typed
-    give_back_memory(weight_bytes)  # the file is read once more by what runs it
-    session = MovableSession(partial(_open_session, ModelFile(path), saves_memory=saves_memory))
-    if opens is not None:
-        session.session = _save_memory(opens(), saves_memory=saves_memory)
-    return OpenedFile(session, caches, views, weight_bytes)
+        views = create_views(without_bf16(model) if has_bf16(model) else model)
+    session = MovableSession(partial(_open_session, ModelFile(path), saves_memory=saves))
+    found = OpenedFile(session, find_coded_caches(model), views, count_weight_bytes(model))
+    return found, plan_session(path, typed)
 
 
 def _open_session(file: ModelFile, *, saves_memory: bool) -> PlainSession:
     with file.open() as path:
-        return _save_memory(open_compared(path), saves_memory=saves_memory)
+        return _wrap(open_compared(path), saves_memory=saves_memory)
 
 
-def _save_memory(session: PlainSession, *, saves_memory: bool) -> PlainSession:
+def _wrap(session: PlainSession, *, saves_memory: bool) -> PlainSession:
     return FrugalSession(session) if saves_memory else session
