@@ -71,8 +71,8 @@ class MovableSession:
         return self._list_ports()[1]
 
     def run(self, outputs: None, feed: Mapping[str, NDArray[Any]], /) -> list[NDArray[Any]]:
-        """Returns all outputs for one feed."""
-        return self.take().run(outputs, feed)
+        """Returns all outputs for one feed, copied: those of ONNX Runtime hold the memory of the session."""
+        return [array.copy() for array in self.take().run(outputs, feed)]
 
     def close(self) -> None:
         """Frees the memory of the session; if it is run again, another one is opened."""

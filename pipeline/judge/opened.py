@@ -19,6 +19,8 @@ from trtq.pipeline.judge.widen import has_bf16, without_bf16
 
 _LARGE_BYTES = 10**8
 """Of weights that are not held more often than they have to be, though it takes time to read data again."""
+_HUGE_BYTES = 10**9
+"""Of weights beside which no session keeps what its runs needed, which may be twice what one run needs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,31 +53,50 @@ def open_files(
         truth: Which one is judged by nothing else.
         looks: Whether its outputs say how all are looked at.
         runs: Whether the sessions are opened at all.
-        saves_memory: Whether they give memory back after each run.
+        saves_memory: Whether they give memory back after each run; huge ones do it anyway.
+
+    Raises:
+        ModelError: A file cannot be read, or ONNX Runtime cannot load it.
     """
-    found, plans = dict[str, OpenedFile](), dict[str, Callable[[], PlainSession]]()
-    for name in sorted(models, key=lambda name: name != truth):
-        found[name], plans[name] = _read_file(models[name], looks=looks and name == truth, saves=saves_memory)
-    largest = max((item.weight_bytes for item in found.values()), default=0)
-    if truth in found and (saves_memory or largest >= _LARGE_BYTES):
-        plans = {truth: plans[truth]}
+    names = sorted(models, key=lambda name: name != truth)
+    read = {name: _read_file(models[name], looks=looks and name == truth) for name in names}
+    largest = max((item.weight_bytes for item in read.values()), default=0)
+    saves_memory = saves_memory or largest >= _HUGE_BYTES
+    takes_turns = truth in read and (saves_memory or largest >= _LARGE_BYTES)
+    opens = {name: read[name].opens for name in names if runs and (name == truth or not takes_turns)}
+    found = {
+        name: OpenedFile(
+            MovableSession(partial(_open_session, ModelFile(path), saves_memory=saves_memory)),
+            read[name].caches,
+            read[name].views,
+            read[name].weight_bytes,
+        )
+        for name, path in models.items()
+    }
+    del read
     give_back_memory(largest)
-    for name in [*plans] if runs else []:
-        opens = plans.pop(name)  # with the model, if it holds it
-        found[name].session.session = _wrap(opens(), saves_memory=saves_memory)
-    return {name: found[name] for name in models}
+    for name in [*opens]:
+        found[name].session.session = _wrap(opens.pop(name)(), saves_memory=saves_memory)
+    return found
 
 
-def _read_file(path: Path, *, looks: bool, saves: bool) -> tuple[OpenedFile, Callable[[], PlainSession]]:
-    """Returns what a file gives, and what opens its session without reading it once more."""
+@dataclass(frozen=True, slots=True)
+class _ReadFile:
+    """The same without a session, and what opens one without reading the file once more."""
+
+    caches: tuple[CodedCache, ...]
+    views: OutputViews
+    weight_bytes: int
+    opens: Callable[[], PlainSession]
+
+
+def _read_file(path: Path, *, looks: bool) -> _ReadFile:
     typed = read_typed(path)
     model, _ = typed
     views = OutputViews()
     if looks:
         views = create_views(without_bf16(model) if has_bf16(model) else model)
-    session = MovableSession(partial(_open_session, ModelFile(path), saves_memory=saves))
-    found = OpenedFile(session, find_coded_caches(model), views, count_weight_bytes(model))
-    return found, plan_session(path, typed)
+    return _ReadFile(find_coded_caches(model), views, count_weight_bytes(model), plan_session(path, typed))
 
 
 def _open_session(file: ModelFile, *, saves_memory: bool) -> PlainSession:

@@ -48,7 +48,7 @@ class RecallingSession:
         self.num_bytes += sum(array.nbytes for array in found)
         self._is_full = self._is_full or self._is_rewound or self.num_bytes > self.most_bytes
         if not self._is_full:
-            self._kept.append([array.copy() for array in found])  # theirs would hold the session's memory
+            self._kept.append(found)
         return found
 
     def rewind(self, *, closes: bool = False) -> None:
