@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import onnx_ir as ir
+
 from trtq.calibrators.memory import give_back_memory
 from trtq.models.frugal import FrugalSession
 from trtq.models.runner import MovableSession, PlainSession
@@ -58,51 +60,34 @@ def open_files(
     Raises:
         ModelError: A file cannot be read, or ONNX Runtime cannot load it.
     """
-    names = sorted(models, key=lambda name: name != truth)
-    read = {name: _read_file(models[name], looks=looks and name == truth) for name in names}
-    largest = max((item.weight_bytes for item in read.values()), default=0)
-    saves_memory = saves_memory or largest >= _HUGE_BYTES
-    takes_turns = truth in read and (saves_memory or largest >= _LARGE_BYTES)
-    opens = {name: read[name].opens for name in names if runs and (name == truth or not takes_turns)}
-    found = {
-        name: OpenedFile(
-            MovableSession(partial(_open_session, ModelFile(path), saves_memory=saves_memory)),
-            read[name].caches,
-            read[name].views,
-            read[name].weight_bytes,
-        )
-        for name, path in models.items()
-    }
-    del read
-    give_back_memory(largest)
+    found, opens, waits = dict[str, OpenedFile](), dict[str, Callable[[], PlainSession]](), not runs
+    for name in sorted(models, key=lambda name: name != truth):
+        typed = read_typed(models[name])
+        weight_bytes = count_weight_bytes(typed[0])
+        saves_memory = saves_memory or weight_bytes >= _HUGE_BYTES
+        views = _look_at(typed[0]) if looks and name == truth else OutputViews()
+        session = MovableSession(partial(_open_session, ModelFile(models[name]), saves_memory=saves_memory))
+        found[name] = OpenedFile(session, find_coded_caches(typed[0]), views, weight_bytes)
+        if not waits:
+            opens[name] = plan_session(models[name], typed)
+        waits = waits or (name == truth and (saves_memory or weight_bytes >= _LARGE_BYTES))
+        del typed
+        give_back_memory(weight_bytes)
     for name in [*opens]:
-        found[name].session.session = _wrap(opens.pop(name)(), saves_memory=saves_memory)
-    return found
+        found[name].session.session = _open(opens.pop(name), saves_memory=saves_memory)
+    return {name: found[name] for name in models}
 
 
-@dataclass(frozen=True, slots=True)
-class _ReadFile:
-    """The same without a session, and what opens one without reading the file once more."""
-
-    caches: tuple[CodedCache, ...]
-    views: OutputViews
-    weight_bytes: int
-    opens: Callable[[], PlainSession]
-
-
-def _read_file(path: Path, *, looks: bool) -> _ReadFile:
-    typed = read_typed(path)
-    model, _ = typed
-    views = OutputViews()
-    if looks:
-        views = create_views(without_bf16(model) if has_bf16(model) else model)
-    return _ReadFile(find_coded_caches(model), views, count_weight_bytes(model), plan_session(path, typed))
+def _look_at(model: ir.Model) -> OutputViews:
+    return create_views(without_bf16(model) if has_bf16(model) else model)
 
 
 def _open_session(file: ModelFile, *, saves_memory: bool) -> PlainSession:
     with file.open() as path:
-        return _wrap(open_compared(path), saves_memory=saves_memory)
+        return _open(partial(open_compared, path), saves_memory=saves_memory)
 
 
-def _wrap(session: PlainSession, *, saves_memory: bool) -> PlainSession:
+def _open(opens: Callable[[], PlainSession], *, saves_memory: bool) -> PlainSession:
+    session = opens()
+    give_back_memory(0)  # what ONNX Runtime needed to load it
     return FrugalSession(session) if saves_memory else session
