@@ -6,7 +6,7 @@ Interval arithmetic with intervals that are symmetric around 0; `operator_bounds
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -71,20 +71,41 @@ class MagnitudeBounds:
             guesses: Magnitudes that are assumed behind unproven tensors, so that the search goes on.
         """
         found = dict(self.constants) | dict(known)
-        unproven = []
+        unproven = list[str]()
         with np.errstate(over="ignore", invalid="ignore"):
-            for node in self.nodes:
-                given = [found.get(name, math.inf) if name else 0.0 for name in node.inputs]
-                bound = node.step(given)
-                bound = math.inf if math.isnan(bound) else bound
-                for name, most in node.outputs.items():
-                    if name in known:
-                        continue
-                    found[name] = min(bound, most)
-                    if name in node.floats and bound > limit and name not in self.certain:
-                        unproven.append(name)
-                        found[name] = min(bound, guesses.get(name, math.inf)) if guesses else bound
+            for index in range(len(self.nodes)):
+                unproven += self.visit(index, found, known, limit, guesses or {})
         return Bounds(found, unproven)
+
+    def visit(
+        self,
+        index: int,
+        found: MutableMapping[str, float],
+        known: Mapping[str, float],
+        limit: float,
+        guesses: Mapping[str, float],
+    ) -> list[str]:
+        """Bounds what one node makes, and returns what of it is unproven.
+
+        Args:
+            index: Of the node.
+            found: The bounds of the tensors before it, which gets those that it makes.
+            known: As in `find`; they stay as they are in `found`.
+            limit: The same.
+            guesses: The same.
+        """
+        node, unproven = self.nodes[index], list[str]()
+        given = [found.get(name, math.inf) if name else 0.0 for name in node.inputs]
+        bound = node.step(given)
+        bound = math.inf if math.isnan(bound) else bound
+        for name, most in node.outputs.items():
+            if name in known:
+                continue
+            found[name] = min(bound, most)
+            if name in node.floats and bound > limit and name not in self.certain:
+                unproven.append(name)
+                found[name] = min(bound, guesses.get(name, math.inf))
+        return unproven
 
 
 def compile_bounds(model: ir.Model, measured: Mapping[str, float] | None = None) -> MagnitudeBounds:

@@ -8,7 +8,7 @@ are looked at on this batch, and what follows is proven anew from there.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from threading import Lock
 from typing import Any
@@ -17,9 +17,10 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from trtq.calibrators.bounds import MagnitudeBounds, compile_bounds
+from trtq.calibrators.early import choose_early
 from trtq.calibrators.finite import HUGE, list_doubtful
 from trtq.calibrators.ranges import FP16_LEAST, FP16_LIMIT
-from trtq.calibrators.survey import map_values_made, measure_inputs
+from trtq.calibrators.survey import measure_inputs
 from trtq.models.sizes import has_open_sizes, infer_sizes
 
 _HEADROOM = 4.0
@@ -173,66 +174,12 @@ def _choose_watched(
     if len(inner) < len(unproven):
         unproven = [*normed, *inner]
     late = {name: value * _LATE_HEADROOM / _HEADROOM for name, value in guesses.items()}
-    unproven = _choose_early(subject, anchors, known, unproven, late)
+    unproven = choose_early(model, bounds, anchors, known, unproven, late)
     tensors = [name for name in dict.fromkeys((*also, *anchors, *small, *unproven)) if name in made]
     watched = [name for name in tensors if name not in observed]
     doubtful = list_doubtful(model, observed, guesses) & set(watched)
     proven = {name: late[name] for name in (*inputs, *tensors)}
     return MagnitudeGuard(subject, watched, doubtful, proven)
-
-
-def _choose_early(
-    subject: GuardedModel,
-    anchors: Sequence[str],
-    known: Iterable[str],
-    unproven: Collection[str],
-    guesses: Mapping[str, float],
-) -> list[str]:
-    """Returns what to watch so that all is proven: for what the anchors do not need, as early as may be.
-
-    The model is run up to the last tensor that is looked at, and no further.
-    """
-    made = map_values_made(subject.model)
-    needed = _list_before(made[name] for name in anchors if name in made)
-    chosen = [name for name in unproven if made[name] in needed]
-    now = {name: guesses[name] for name in (*known, *chosen) if name in guesses}
-
-    def list_unproven(more: Sequence[str]) -> list[str]:
-        supposed = {**now, **{name: guesses[name] for name in more}}
-        return [
-            name for name in subject.bounds.find(supposed, FP16_LIMIT, guesses).unproven if name in guesses
-        ]
-
-    while left := list_unproven(()):
-        way = [name for name in _list_ways(made[left[0]], needed) if name in guesses]
-        name = next((early for early in way if left[0] not in list_unproven([early])), left[0])
-        now[name] = guesses[name]
-        chosen.append(name)
-    return chosen
-
-
-def _list_before(values: Iterable[ir.Value]) -> set[ir.Value]:
-    """Returns all that nodes make so that these can be made, and these."""
-    found, left = set[ir.Value](), list(values)
-    while left:
-        value = left.pop()
-        node = value.producer()
-        if node is not None and value not in found:
-            found.update(node.outputs)
-            left += [item for item in node.inputs if item is not None and item.producer() is not None]
-    return found
-
-
-def _list_ways(value: ir.Value, needed: Collection[ir.Value]) -> list[str]:
-    """Returns the float tensors on the way to one by first inputs, from what is needed anyway on."""
-    way = list[str]()
-    while value not in needed and (node := value.producer()) is not None:
-        way.append(str(value.name))
-        before = [item for item in node.inputs if item is not None and item.producer() is not None]
-        if not before:
-            break
-        value = next((item for item in before if item.dtype is ir.DataType.FLOAT), before[0])
-    return way[::-1]
 
 
 def list_sizes(arrays: Mapping[str, NDArray[Any]]) -> dict[str, tuple[int, ...]]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 _LITTLE_BYTES = 4 << 30
-_WORTH_A_LOOK = 1 << 26
+_WORTH_A_LOOK = 1 << 25
 """Bytes of weights for which it pays to look through all objects for garbage."""
 
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
 
 from trtq import lazy
 
@@ -32,9 +32,19 @@ class PlainSession(Protocol):
         """Returns all outputs for one feed."""
 
 
+class _Port(NamedTuple):
+    """An input or output of a session that is closed."""
+
+    name: str
+    shape: Sequence[int | str | None]
+    type: str
+
+
 @dataclass(slots=True)
 class MovableSession:
     """A session that is opened when it is needed; where it is pickled to, another one is opened.
+
+    What its inputs and outputs are is known after it was closed, too.
 
     Attributes:
         open: What opens it; it pickles.
@@ -44,6 +54,7 @@ class MovableSession:
     can_move: ClassVar[bool] = True
     open: Callable[[], PlainSession]
     session: PlainSession | None = None
+    _ports: tuple[Sequence[SessionPort], Sequence[SessionPort]] | None = field(default=None, init=False)
 
     def take(self) -> PlainSession:
         """Returns the session itself, opened."""
@@ -53,19 +64,36 @@ class MovableSession:
 
     def get_inputs(self) -> Sequence[SessionPort]:
         """Returns the inputs in the model's order."""
-        return self.take().get_inputs()
+        return self._list_ports()[0]
 
     def get_outputs(self) -> Sequence[SessionPort]:
         """Returns the outputs in the model's order."""
-        return self.take().get_outputs()
+        return self._list_ports()[1]
 
     def run(self, outputs: None, feed: Mapping[str, NDArray[Any]], /) -> list[NDArray[Any]]:
-        """Returns all outputs for one feed."""
-        return self.take().run(outputs, feed)
+        """Returns all outputs for one feed, copied: those of ONNX Runtime hold the memory of the session."""
+        return [array.copy() for array in self.take().run(outputs, feed)]
+
+    def close(self) -> None:
+        """Frees the memory of the session; if it is run again, another one is opened."""
+        if self.session is not None:
+            self._list_ports()
+            self.session = None
+
+    def _list_ports(self) -> tuple[Sequence[SessionPort], Sequence[SessionPort]]:
+        """Returns the inputs and the outputs; those of ONNX Runtime would hold the session."""
+        if self._ports is None:
+            session = self.take()
+            self._ports = _copy_ports(session.get_inputs()), _copy_ports(session.get_outputs())
+        return self._ports
 
     def __reduce__(self) -> tuple[type[MovableSession], tuple[Callable[[], PlainSession]]]:
         """Pickles what opens it."""
         return MovableSession, (self.open,)
+
+
+def _copy_ports(ports: Sequence[SessionPort]) -> Sequence[SessionPort]:
+    return tuple(_Port(item.name, item.shape, item.type) for item in ports)
 
 
 def can_move(runner: Any) -> bool:

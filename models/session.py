@@ -43,7 +43,7 @@ INLINE_LIMIT_BYTES = 1 << 30
 _EXTERNAL_FOLDER = "session.model_external_initializers_file_folder_path"
 """ONNX Runtime 1.21 and newer; without it, a model in memory has its data in the working folder."""
 
-_OPTIMIZED_WEIGHTS = "session.optimized_model_external_initializers_file_name"
+OPTIMIZED_WEIGHTS = "session.optimized_model_external_initializers_file_name"
 """A graph that is written back, which its file does not hold if it is large, needs one for its weights."""
 
 
@@ -132,6 +132,8 @@ class SessionOptions:
         keeps_memory: Whether memory is kept for the next run, which is faster and takes more of it.
         keeps_order: Whether nodes run in the graph's order. ONNX Runtime's own order begins with all that
             the last node needs, and holds every tensor of which something else is wanted until then.
+        packs_weights: Whether weights are copied once into the order in which the kernels read them, which is
+            faster from the second run on, takes their size once more, and sums up in another order.
         fuses_qdq: Whether an optimized graph may run layers behind Q/DQ as integer kernels, as the session of
             a user does. On processors without VNNI these saturate, so nothing is observed with them.
         profile: A folder for the times of all kernels, which `end_profiling` writes, and the graph that is
@@ -142,6 +144,7 @@ class SessionOptions:
     num_threads: int = 0
     keeps_memory: bool = True
     keeps_order: bool = False
+    packs_weights: bool = True
     fuses_qdq: bool = False
     profile: Path | None = None
 
@@ -172,8 +175,11 @@ def open_session(
     options.enable_cpu_mem_arena = engine.keeps_memory
     if engine.keeps_order:
         options.execution_order = onnxruntime.ExecutionOrder.PRIORITY_BASED
+    if not engine.packs_weights:
+        options.add_session_config_entry("session.disable_prepacking", "1")
     if not engine.fuses_qdq:  # threads that spin while they wait take the cores from sessions beside them
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        options.enable_mem_pattern = False  # a plan of the second run's memory, beside that of the first
     options.log_severity_level = 4  # errors come as exceptions; warnings are about other people's graphs
     level = "ORT_ENABLE_ALL" if optimize else "ORT_DISABLE_ALL"
     options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, level)
@@ -233,7 +239,7 @@ def _profile(options: Any, folder: Path) -> None:
     options.enable_profiling = True
     options.profile_file_prefix = str(folder / "kernels")
     options.optimized_model_filepath = str(folder / "optimized.onnx")
-    options.add_session_config_entry(_OPTIMIZED_WEIGHTS, "weights")
+    options.add_session_config_entry(OPTIMIZED_WEIGHTS, "weights")
 
 
 def open_session_of(model: ir.Model, names: Iterable[str]) -> Session:

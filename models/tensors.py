@@ -138,24 +138,22 @@ def is_read_late(tensor: ir.TensorProtocol | None) -> bool:
 def map_tensor(
     tensor: ir.TensorProtocol,
     change: Callable[[NDArray[Any]], NDArray[Any]],
-    dtype: ir.DataType | None = None,
 ) -> ir.TensorProtocol:
     """Returns a constant of the same shape with changed values, made when it is read if the old one is.
 
     Args:
         tensor: The constant.
-        change: From its values to those of the new one.
-        dtype: Of the new one; None: that of the old one. The values are cast to it.
+        change: From its values to those of the new one, which are cast to its dtype.
     """
-    kind = dtype or tensor.dtype
+    dtype = tensor.dtype
 
     def make() -> ir.TensorProtocol:
         return ir.tensor(
-            np.asarray(change(read_values(tensor))).astype(kind.numpy(), copy=False), name=tensor.name
+            np.asarray(change(read_values(tensor))).astype(dtype.numpy(), copy=False), name=tensor.name
         )
 
     if is_read_late(tensor):
-        return ir.LazyTensor(make, kind, ir.Shape(tensor.shape.numpy()), name=tensor.name)
+        return ir.LazyTensor(make, dtype, ir.Shape(tensor.shape.numpy()), name=tensor.name)
     return make()
 
 

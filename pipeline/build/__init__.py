@@ -147,10 +147,12 @@ def run_job(
             ranges = calibrated.ranges
             job, models, auto, comparison = found.job, found.models, found.auto, found.comparison
         built = _build_where_kernels_are(_Work(job, models, comparison), ranges, earlier, stage, log)
+        give_back_memory(weight_bytes)
         if auto is not None and built.job is not job:
             auto = revise(auto, built.job)
         plan = EnginePlan(stage / ENGINE, built.engine.report.profiles)
         comparison = compare_job(built.job, built.models.files, log, plan, built.comparison)
+        give_back_memory(weight_bytes)
         speed = judge_job_speed(built.job, built.models, built.engine, stage, log)
         result = _report(built, calibrated, auto, comparison, speed, stage, log)
         write_folder(stage, built.job, ranges, result, built.engine, calibrated.tensors)

@@ -14,6 +14,7 @@ from trtq import lazy
 from trtq.errors import BuildError
 from trtq.models.runner import MovableSession, create_runner
 from trtq.models.session import (
+    OPTIMIZED_WEIGHTS,
     Session,
     SessionOptions,
     list_runtime_errors,
@@ -63,6 +64,7 @@ class OnnxRuntime(Backend):
         with open_temporary_folder() as folder:
             optimized = folder / "optimized.onnx"
             options.optimized_model_filepath = str(optimized)
+            options.add_session_config_entry(OPTIMIZED_WEIGHTS, "weights")
             register_custom_ops(options)
             try:
                 onnxruntime.InferenceSession(str(request.model), options, providers=["CPUExecutionProvider"])
@@ -79,11 +81,13 @@ class OnnxRuntime(Backend):
         return _overflows()
 
     def model_runner(self, model: ir.Model | Path | bytes, name: str) -> Any:
-        """Returns a runner with all optimizations, as an ordinary session has them."""
+        """Returns a runner with all optimizations, as an ordinary session has them.
+
+        A file is opened when it is first run.
+        """
         if not isinstance(model, Path):
             return create_runner(open_session(model, optimize=True, engine=_AS_USERS), name)
-        again = partial(_open_file, ModelFile(model))
-        return create_runner(MovableSession(again, again()), name)
+        return create_runner(MovableSession(partial(_open_file, ModelFile(model))), name)
 
 
 def _open_file(file: ModelFile) -> Session:

@@ -11,7 +11,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from trtq.models.tensors import map_tensor
+from trtq.models.streamed import cast_tensor
 
 _DTYPES = frozenset({"to", "output_dtype", "dtype", "output_datatype", "stash_type", "softmax_precision"})
 """The attributes that name a dtype."""
@@ -203,7 +203,8 @@ def widen(model: ir.Model, narrow: Collection[ir.DataType]) -> None:
     for graph in (model.graph, *model.graph.subgraphs()):
         for value in (*graph.inputs, *graph.initializers.values()):
             if value.dtype in narrow:
-                value.const_value = None if value.const_value is None else _widened(value.const_value)
+                if value.const_value is not None:
+                    value.const_value = cast_tensor(value.const_value, ir.DataType.FLOAT)
                 value.type = ir.TensorType(ir.DataType.FLOAT)
     for node in model.graph.all_nodes():
         _widen_attributes(node, narrow)
@@ -217,8 +218,4 @@ def _widen_attributes(node: ir.Node, narrow: Collection[ir.DataType]) -> None:
         if name in _DTYPES and attribute.type is ir.AttributeType.INT and attribute.as_int() in narrow:
             node.attributes[name] = ir.AttrInt64(name, ir.DataType.FLOAT)
         elif attribute.type is ir.AttributeType.TENSOR and attribute.as_tensor().dtype in narrow:
-            node.attributes[name] = ir.AttrTensor(name, _widened(attribute.as_tensor()))
-
-
-def _widened(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
-    return map_tensor(tensor, lambda values: values, ir.DataType.FLOAT)
+            node.attributes[name] = ir.AttrTensor(name, cast_tensor(attribute.as_tensor(), ir.DataType.FLOAT))

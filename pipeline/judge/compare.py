@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Generator, Iterable, Mapping, Sequence
+from collections import deque
+from collections.abc import Collection, Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -13,33 +14,27 @@ from typing import Any
 
 from trtq.calibrators.batches import Batches, Feed
 from trtq.calibrators.cursor import FeedCursor
+from trtq.calibrators.memory import give_back_memory
 from trtq.calibrators.observe import Progress
-from trtq.models.frugal import FrugalSession
 from trtq.models.runner import (
-    MovableSession,
     PlainSession,
     can_move,
-    create_converting_runner,
-    create_runner,
 )
 from trtq.pipeline.graph.kv_cache import CodedCache, find_coded_caches
 from trtq.pipeline.graph.load import read_runnable
-from trtq.pipeline.judge.drawn import doubt_drawn, keep_differing
-from trtq.pipeline.judge.opened import open_file
-from trtq.pipeline.judge.recall import RecallingSession
-from trtq.pipeline.judge.runs import Results, drop, run_feeds
+from trtq.pipeline.judge.compared import ComparedModels, SeenFeed
+from trtq.pipeline.judge.drawn import doubt_drawn
+from trtq.pipeline.judge.opened import open_files
+from trtq.pipeline.judge.recall import MOST_BYTES, RecallingSession
+from trtq.pipeline.judge.runs import Results
 from trtq.pipeline.judge.score import Labels, Scores
 from trtq.pipeline.judge.settled import FailureRule
-from trtq.pipeline.judge.steady import Mask, OutputSpread, find_steady, measure_spreads
+from trtq.pipeline.judge.steady import Mask, OutputSpread, find_steady
 from trtq.pipeline.judge.tally import (
-    Marks,
     Pairs,
-    Place,
     Rules,
     Tally,
     UnevenOutput,
-    find_rules,
-    measure_feed,
 )
 from trtq.pipeline.judge.views import Key, OutputViews
 from trtq.records import LogitsComparison, OutputComparison
@@ -126,13 +121,12 @@ def compare_models(
     """
     truth = _find_truth(pairs)
     own_workers = workers if all(map(can_move, engines)) else None
-    opened = {
-        name: open_file(path, looks=name == truth and views is None, runs=own_workers is None)
-        for name, path in models.items()
-    }
+    opened = open_files(
+        models, truth, looks=views is None, runs=own_workers is None, saves_memory=saves_memory
+    )
     coded = {**{name: item.caches for name, item in opened.items()}, **coded}
     given = {item.past for item in coded.get(truth, ())}  # whose data comes in codes
-    work = _Work(
+    work = ComparedModels(
         {name: item.session for name, item in opened.items()},
         {name: tuple(item for item in found if item.past not in given) for name, found in coded.items()},
         tuple(engines),
@@ -141,7 +135,7 @@ def compare_models(
         labels,
         views or (opened[truth].views if truth in opened else OutputViews()),
         batches.origin,
-        saves_memory,
+        max((item.weight_bytes for item in opened.values()), default=0),
     ).confirm_drawn(batches)
     names = (*models, *(runner.name for runner in engines))
     tally = Tally(None if labels is None else Scores(labels, names))
@@ -187,140 +181,63 @@ def read_coded_caches(path: Path) -> tuple[CodedCache, ...]:
     return find_coded_caches(read_runnable(path)[0])
 
 
-def _take_floats(runner: Any, caches: Sequence[CodedCache]) -> Any:
-    """Returns a runner whose caches of codes are given as numbers, and come as numbers."""
-    if not caches:
-        return runner
-    inputs = {item.past: item.encode for item in caches}
-    return create_converting_runner(runner, inputs, {item.present: item.decode for item in caches})
-
-
 def _find_truth(pairs: Pairs) -> str:
     """Returns the reference that is judged by nothing else; empty if there is none."""
     judged = {candidate for candidate, _ in pairs}
     return next((reference for _, reference in pairs if reference not in judged), "")
 
 
-@dataclass(frozen=True)
-class _Work:
-    """What is compared; it pickles as what opens it.
-
-    Attributes:
-        sessions: Of the files, by the names of the models.
-        caches: Those that each holds in codes, while the data has numbers.
-        engines: Further runners.
-        pairs: Candidates and references.
-        truth: The reference that is judged by nothing else; empty: there is none.
-        labels: Where the labels are, and how answers are scored.
-        views: How outputs are looked at.
-        origin: What the data is, for messages.
-        saves_memory: Whether sessions give memory back after each run.
-    """
-
-    sessions: Mapping[str, MovableSession]
-    caches: Mapping[str, tuple[CodedCache, ...]]
-    engines: tuple[Any, ...]
-    pairs: Pairs
-    truth: str
-    labels: Labels | None
-    views: OutputViews
-    origin: str
-    saves_memory: bool = False
-
-    @property
-    def runners(self) -> list[Any]:
-        """Of all models."""
-        return self.create_runners(self.sessions)
-
-    def create_runners(self, sessions: Mapping[str, PlainSession]) -> list[Any]:
-        """Returns runners of these sessions, and of the engines."""
-        created = [create_runner(session, name) for name, session in sessions.items()]
-        return [_take_floats(item, self.caches.get(item.name, ())) for item in (*created, *self.engines)]
-
-    def run(
-        self, runners: Sequence[Any], feeds: Iterable[Feed]
-    ) -> Generator[tuple[Feed, Results], None, None]:
-        """Yields each feed with the outputs of each model."""
-        return run_feeds(runners, feeds, self.origin, None if self.labels is None else self.labels.array)
-
-    def find_rules(self, feed: Feed, results: Results) -> Rules:
-        """Returns what the first feed tells."""
-        return find_rules(self.pairs, self.views, self.labels, feed, results)
-
-    def measure_spreads(self, feed: Feed, results: Results) -> tuple[Mapping[Key, OutputSpread], int]:
-        """Returns how the truth spreads over a feed, and how many samples this has."""
-        inputs = drop(feed.arrays, [self.labels.array] if self.labels is not None else [])
-        seen = self.views.see(results[self.truth], inputs, feed.num_samples) if self.truth else {}
-        return measure_spreads(seen, feed.num_samples), feed.num_samples
-
-    def measure(self, rules: Rules, feed: Feed, results: Results) -> _SeenFeed:
-        """Returns what a feed says; it is measured when that is asked for."""
-        marks = measure_feed(self.pairs, self.views, self.labels, rules, feed, results)
-        pasts = {item.past for item in self._list_caches() if item.encode(feed.arrays[item.past]).any()}
-        return _SeenFeed(feed.num_samples, feed.names, marks, pasts)
-
-    def doubt_caches(self, pasts: Collection[str]) -> list[str]:
-        """Returns why nothing is known of caches in codes other than those whose past was seen, if so."""
-        unseen = [*dict.fromkeys(item.past for item in self._list_caches() if item.past not in pasts)]
-        if not unseen:
-            return []
-        more = f" and {len(unseen) - 1} more" if len(unseen) > 1 else ""
-        return [
-            f"no sample has a past with a code other than 0 in cache {unseen[0]!r}{more}, so nothing shows "
-            f"that a past is read right; give samples with pasts like those of real use"
-        ]
-
-    def confirm_drawn(self, batches: Batches) -> _Work:
-        """Returns this with the outputs that do differ when the reference runs twice."""
-        if not self.views.drawn:
-            return self
-        runners = [item for item in self.runners if item.name == self.truth]
-        feed = next(iter(batches))
-        with closing(self.run(runners, [feed, feed])) as runs:
-            found = keep_differing(self.views.drawn, *(results[self.truth] for _, results in runs))
-        return replace(self, views=replace(self.views, drawn=found))
-
-    def _list_caches(self) -> list[CodedCache]:
-        return [item for caches in self.caches.values() for item in caches]
-
-
-@dataclass(frozen=True, slots=True)
-class _SeenFeed:
-    """What one feed says, the names of its samples, and the caches in codes whose past is not all zeros."""
-
-    num_samples: int
-    names: Sequence[str]
-    marks: Iterable[tuple[Place, Marks]]
-    pasts: Collection[str]
-
-
-def _run_here(work: _Work, batches: Batches) -> Generator[_SeenFeed, None, None]:
+def _run_here(work: ComparedModels, batches: Batches) -> Generator[SeenFeed, None, None]:
     """Yields what each feed says, in one process, which runs the truth once if its outputs are small."""
-    sessions: dict[str, PlainSession] = {name: item.take() for name, item in work.sessions.items()}
-    if work.saves_memory:
-        sessions = {name: FrugalSession(session) for name, session in sessions.items()}
-    is_stable = batches.content is not None  # a script may yield other data the second time
-    recalled = RecallingSession(sessions[work.truth]) if work.truth in sessions and is_stable else None
-    if recalled is not None:
-        sessions[work.truth] = recalled
-    runners = work.create_runners(sessions)
-    steady: Mapping[Key, Mask] = {}
-    if work.truth:
-        with closing(work.run([item for item in runners if item.name == work.truth], batches)) as runs:
-            steady = find_steady(work.measure_spreads(*seen) for seen in runs)
-    if recalled is not None:
-        recalled.rewind()
+    sessions: dict[str, PlainSession] = {**work.sessions}
+    steady = _run_ahead(work, sessions, batches)
     rules: Rules | None = None
-    for feed, results in work.run(runners, batches):
+    for feed, results in work.run(work.create_runners(sessions), batches):
         if rules is None:
             rules = replace(work.find_rules(feed, results), steady=steady)
         yield work.measure(rules, feed, results)
 
 
-_SharedWork = Shared[tuple[_Work, FeedCursor]]
+def _run_ahead(
+    work: ComparedModels, sessions: dict[str, PlainSession], batches: Batches
+) -> Mapping[Key, Mask]:
+    """Runs the truth, and returns where its outputs are steady; then, if they take turns, the other files.
+
+    Those whose outputs are small remember them, and are closed if others are to be opened.
+
+    Args:
+        work: What is compared.
+        sessions: Of the files, which are replaced by those that remember.
+        batches: The data.
+    """
+    steady: Mapping[Key, Mask] = {}
+    is_stable = batches.content is not None  # a script may yield other data the second time
+    recalled = RecallingSession(work.sessions[work.truth]) if work.truth in sessions and is_stable else None
+    if recalled is not None:
+        sessions[work.truth] = recalled
+    if work.truth:
+        with closing(work.run(work.create_runners(sessions, [work.truth]), batches)) as runs:
+            steady = find_steady(work.measure_spreads(*seen) for seen in runs)
+            if work.takes_turns:
+                deque(runs, 0)
+    if recalled is None:
+        return steady
+    recalled.rewind(closes=work.takes_turns)
+    names = work.list_ahead()
+    are_small = recalled.num_bytes * (1 + len(names)) <= MOST_BYTES
+    for name in names if are_small else ():
+        give_back_memory(work.weight_bytes)
+        sessions[name] = item = RecallingSession(work.sessions[name])
+        deque(work.run(work.create_runners(sessions, [name]), batches), 0)
+        item.rewind(closes=True)
+    give_back_memory(work.weight_bytes if work.takes_turns else 0)
+    return steady
 
 
-def _share(work: _Work, batches: Batches, workers: Workers) -> Generator[_SeenFeed, None, None]:
+_SharedWork = Shared[tuple[ComparedModels, FeedCursor]]
+
+
+def _share(work: ComparedModels, batches: Batches, workers: Workers) -> Generator[SeenFeed, None, None]:
     """Yields what each feed says, in their order, whichever of the workers has run it."""
     shared = workers.share((work, FeedCursor(batches)))
     rules = _learn(shared, workers, work.truth) if work.pairs else Rules()
@@ -352,14 +269,13 @@ def _learn(shared: _SharedWork, workers: Workers, truth: str) -> Rules:
 
 
 def _run_on_worker(
-    work: _Work, cursor: FeedCursor, index: int, names: Collection[str] | None = None
+    work: ComparedModels, cursor: FeedCursor, index: int, names: Collection[str] | None = None
 ) -> tuple[Feed, Results] | None:
     """Returns a feed with the outputs of these models, None: of all; None behind the last feed."""
     feed = cursor.find(index)
     if feed is None:
         return None
-    runners = [item for item in work.runners if names is None or item.name in names]
-    with closing(work.run(runners, [feed])) as runs:
+    with closing(work.run(work.create_runners(work.sessions, names), [feed])) as runs:
         return next(runs)
 
 
@@ -375,7 +291,7 @@ def _look_on_worker(shared: _SharedWork, index: int) -> tuple[Rules, Mapping[Key
     return rules, spreads, num_samples
 
 
-def _measure_on_worker(shared: _SharedWork, rules: Rules, index: int) -> _SeenFeed | None:
+def _measure_on_worker(shared: _SharedWork, rules: Rules, index: int) -> SeenFeed | None:
     """Returns what a feed says; None behind the last one."""
     work, cursor = shared()
     seen = _run_on_worker(work, cursor, index)

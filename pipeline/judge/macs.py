@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from trtq.calibrators.batches import Feed
 from trtq.errors import ModelError
-from trtq.models.session import open_session, run
+from trtq.models.session import SessionOptions, open_session, run
 from trtq.pipeline.graph.fp4 import without_fp4
 from trtq.pipeline.graph.placement import WEIGHTED
 
@@ -89,7 +89,7 @@ def _measure_shapes(
         model.graph.outputs.append(node.outputs[0])
     arrays = {str(value.name): feed.arrays[str(value.name)] for value in model.graph.inputs}
     # Not optimized: ONNX Runtime would look through all these outputs at each node.
-    session = open_session(without_fp4(model), optimize=False)
+    session = open_session(without_fp4(model), optimize=False, engine=SessionOptions(packs_weights=False))
     found, count = None, max(feed.num_samples, 1)
     if _takes_one(model, arrays, count):
         with suppress(ModelError):  # a size inside may be fixed all the same

@@ -9,10 +9,10 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from trtq.models.runner import PlainSession
+from trtq.models.runner import MovableSession
 from trtq.models.session import SessionPort
 
-_MOST_BYTES = 128 << 20
+MOST_BYTES = 128 << 20
 
 
 @dataclass(slots=True)
@@ -22,10 +22,12 @@ class RecallingSession:
     Attributes:
         session: What computes.
         most_bytes: What the outputs that are kept may hold together.
+        num_bytes: What those hold that were computed in the first round.
     """
 
-    session: PlainSession
-    most_bytes: int = _MOST_BYTES
+    session: MovableSession
+    most_bytes: int = MOST_BYTES
+    num_bytes: int = field(default=0, init=False)
     _kept: deque[list[NDArray[Any]]] = field(default_factory=deque)
     _is_full: bool = False
     _is_rewound: bool = False
@@ -43,12 +45,18 @@ class RecallingSession:
         if self._is_rewound and self._kept:
             return self._kept.popleft()
         found = self.session.run(outputs, feed)
-        self.most_bytes -= sum(array.nbytes for array in found)
-        self._is_full = self._is_full or self._is_rewound or self.most_bytes < 0
+        self.num_bytes += sum(array.nbytes for array in found)
+        self._is_full = self._is_full or self._is_rewound or self.num_bytes > self.most_bytes
         if not self._is_full:
             self._kept.append(found)
         return found
 
-    def rewind(self) -> None:
-        """Begins the second round."""
+    def rewind(self, *, closes: bool = False) -> None:
+        """Begins the second round.
+
+        Args:
+            closes: Whether the session is closed if all outputs of a whole round were kept.
+        """
         self._is_rewound = True
+        if closes and not self._is_full:
+            self.session.close()

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,10 @@ from numpy.typing import NDArray
 
 from trtq import lazy
 from trtq.calibrators.batches import Feed
+from trtq.calibrators.memory import give_back_memory
 from trtq.errors import ModelError
 from trtq.models.ports import to_plain
-from trtq.models.session import Session, list_runtime_errors, open_session
+from trtq.models.session import Session, count_weight_bytes, list_runtime_errors, open_session
 from trtq.pipeline.graph.load import read_runnable
 from trtq.pipeline.graph.opset import infer_shapes
 from trtq.pipeline.judge.exact import make_quantize_exact
@@ -82,21 +84,32 @@ def drop(arrays: Mapping[str, NDArray[Any]], names: Collection[str | None]) -> d
     return {name: array for name, array in arrays.items() if name not in names}
 
 
-def open_compared(path: Path, typed: tuple[ir.Model, bool] | None = None) -> Session:
-    """Returns the session in which a file is compared: with its roundings, and unoptimized where it rounds.
+def plan_session(path: Path, typed: tuple[ir.Model, bool]) -> Callable[[], Session]:
+    """Returns what opens the session in which a file is compared; it holds the model only if it has to.
+
+    The session computes with the model's roundings, and is unoptimized where it rounds.
 
     Args:
         path: The file.
-        typed: What `read_typed` has returned of it; None: it is read.
+        typed: What `read_typed` has returned of it.
 
     Raises:
-        ModelError: ONNX Runtime cannot load it.
+        ModelError: ONNX Runtime cannot load it, when it is opened.
     """
-    model, is_changed = typed or read_typed(path)
+    model, is_changed = typed
     rounded = emulate_halves(model) or make_quantize_exact(model)
     if rounded is None and not is_changed:
-        return open_reference(path, optimize=computes_in_float32(model))
-    return open_session(rounded or model, optimize=False)
+        return partial(open_reference, path, optimize=computes_in_float32(model))
+    return partial(open_session, rounded or model, optimize=False)
+
+
+def open_compared(path: Path) -> Session:
+    """Returns the session in which a file is compared; ModelError if ONNX Runtime cannot load it."""
+    typed = read_typed(path)
+    opens, weight_bytes = plan_session(path, typed), count_weight_bytes(typed[0])
+    del typed
+    give_back_memory(weight_bytes)
+    return opens()
 
 
 def computes_in_float32(model: ir.Model) -> bool:

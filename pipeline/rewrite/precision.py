@@ -10,7 +10,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from trtq.kept import KeptFp32
-from trtq.models.tensors import is_read_late, iterate_values
+from trtq.models.streamed import cast_tensor
 from trtq.pipeline.formats.floats import BF16, FP16, FP32, FloatFormat
 from trtq.pipeline.graph.edit import GraphEditor, list_bodies
 from trtq.pipeline.graph.opset import read_opset
@@ -159,20 +159,9 @@ class _Casts:
 
 
 def _cast_tensor(tensor: ir.TensorProtocol, form: FloatFormat) -> ir.TensorProtocol:
-    """Returns a constant in another format; one in another file is cast when it is read, so one at a time."""
-    shape = ir.Shape(tensor.shape.numpy())
+    """Returns a constant in another format, with finite values inside its range; infinities stay."""
 
-    def make() -> ir.TensorProtocol:
-        return ir.tensor(_clip(tensor, form), name=tensor.name)
+    def clip(part: NDArray[Any]) -> NDArray[Any]:
+        return np.where(np.isfinite(part), np.clip(part, -form.largest, form.largest), part)
 
-    return ir.LazyTensor(make, form.dtype, shape, name=tensor.name) if is_read_late(tensor) else make()
-
-
-def _clip(tensor: ir.TensorProtocol, form: FloatFormat) -> NDArray[Any]:
-    """Returns values in a format, piece by piece, with finite ones inside its range; infinities stay."""
-    result, done = np.empty(tensor.size, form.dtype.numpy()), 0
-    for part in iterate_values(tensor):
-        clipped = np.where(np.isfinite(part), np.clip(part, -form.largest, form.largest), part)
-        result[done : done + part.size] = clipped.astype(result.dtype)
-        done += part.size
-    return result.reshape(tensor.shape.numpy())
+    return cast_tensor(tensor, form.dtype, clip)

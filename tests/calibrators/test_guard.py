@@ -18,6 +18,7 @@ import pytest
 from trtq.calibrators import METHODS, taps
 from trtq.calibrators import observe as observing
 from trtq.calibrators.batches import Batches, Feed
+from trtq.calibrators.bounds import MagnitudeBounds
 from trtq.calibrators.estimate import estimate
 from trtq.calibrators.guard import MagnitudeGuard, create_guard
 from trtq.calibrators.observe import PassControl, observe
@@ -167,6 +168,31 @@ def test_the_earliest_tensor_that_proves_the_rest_is_watched() -> None:
     assert list(guard_of(CHAIN, ["c"], loud).watched) == []
     for feeds in itertools.permutations([quiet, loud, louder]):
         assert beyond(CHAIN, ["x"], *feeds) == {"d": 5 * 4.5**4 * 16}
+
+
+@pytest.mark.parametrize("op_type", ["Add", "Exp"])
+def test_a_longer_chain_of_what_nothing_bounds_takes_no_more_for_each_node(
+    monkeypatch: pytest.MonkeyPatch, op_type: str
+) -> None:
+    visited: list[int] = []
+    visit = MagnitudeBounds.visit
+
+    def count(*args: Any) -> list[str]:
+        visited.append(1)
+        return visit(*args)
+
+    monkeypatch.setattr(MagnitudeBounds, "visit", count)
+    counts = []
+    for length in (50, 200):
+        steps = "Add(t{0}, t{0})" if op_type == "Add" else "Exp(t{0})"
+        nodes = "\n".join(f"t{index + 1} = {steps.format(index)}" for index in range(length))
+        model = model_of(f"g (float[N, 2] t0) => (float[N, 2] t{length}) {{ {nodes} }}")
+        made = {f"t{index}": 1.0 for index in range(1, length + 1)}
+        visited.clear()
+        guard = create_guard(model, [], arrays_of({"t0": [[1, 1]]}), made, may_widen=False)
+        assert guard.watched
+        counts.append(len(visited) / length)
+    assert counts[1] < 1.5 * counts[0]
 
 
 def test_what_was_not_proven_is_watched_from_then_on(monkeypatch: pytest.MonkeyPatch) -> None:

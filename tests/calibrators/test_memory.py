@@ -74,9 +74,9 @@ def test_garbage_of_large_models_is_given_back_and_that_of_small_ones_left() -> 
     node = weakref.ref(_Node())
     gc.disable()
     try:
-        give_back_memory((1 << 26) - 1)
+        give_back_memory((1 << 25) - 1)
         assert node() is not None
-        give_back_memory(1 << 26)
+        give_back_memory(1 << 25)
         assert node() is None
     finally:
         gc.enable()

@@ -13,7 +13,7 @@ import pytest
 from trtq.errors import ModelError
 from trtq.models import session
 from trtq.models.packed import pack
-from trtq.models.session import count_weight_bytes, open_session, run, save
+from trtq.models.session import SessionOptions, count_weight_bytes, open_session, run, save
 
 SCALE = """<ir_version: 8, opset_import: ["" : 17]> scale (float[N,2] x) => (float[N,2] y, float[N,2] z)
 <float[2] two = {2, 2}, int64[1] unused = {1}> { h = Mul(x, two)  y = Relu(h)  z = Neg(h) }"""
@@ -41,6 +41,26 @@ def test_no_names_are_all_outputs() -> None:
 def test_the_graph_is_rewritten_only_if_it_may_be(level: str, *, optimize: bool) -> None:
     options = open_session(_model(), optimize=optimize).get_session_options()
     assert options.graph_optimization_level.name == level
+
+
+@pytest.mark.parametrize("packs", [True, False])
+def test_weights_are_packed_unless_memory_matters_more(*, packs: bool) -> None:
+    engine = SessionOptions(packs_weights=packs)
+    options = open_session(_model(), optimize=False, engine=engine).get_session_options()
+    if packs:
+        with pytest.raises(RuntimeError, match="disable_prepacking"):
+            options.get_session_config_entry("session.disable_prepacking")
+    else:
+        assert options.get_session_config_entry("session.disable_prepacking") == "1"
+
+
+@pytest.mark.parametrize("fuses_qdq", [True, False])
+def test_no_run_plans_memory_beside_that_of_the_first_but_in_sessions_as_users_have_them(
+    *, fuses_qdq: bool
+) -> None:
+    engine = SessionOptions(fuses_qdq=fuses_qdq)
+    options = open_session(_model(), optimize=True, engine=engine).get_session_options()
+    assert options.enable_mem_pattern is fuses_qdq
 
 
 def _weighted(dtype: ir.DataType) -> tuple[ir.Model, np.ndarray[tuple[int, ...], np.dtype[np.float32]]]:

@@ -1,45 +1,19 @@
-"""Constants that are made and written a piece at a time, so that no weight is in memory as a whole."""
+"""Weights in few bits that are encoded as they are written, so that none is in memory as a whole."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from trtq.models.streamed import StreamedTensor
 from trtq.pipeline.rewrite.weights.choose import ChosenWeight
-from trtq.pipeline.rewrite.weights.layout import Form, Part, as_tensor, fill_scales, finish_codes
+from trtq.pipeline.rewrite.weights.layout import Form, Part, fill_scales, finish_codes
 from trtq.pipeline.rewrite.weights.strips import iterate_codes
-
-
-class _File(Protocol):
-    def write(self, content: bytes | memoryview, /) -> object:
-        """Takes bytes."""
-
-
-class StreamedTensor(ir.LazyTensor):
-    """A constant that is written a piece at a time, and made as a whole only if it is read.
-
-    Args:
-        pieces: Gives its bytes, one array after another; each is used before the next is asked for.
-        part: Its dtype and shape.
-    """
-
-    def __init__(self, pieces: Callable[[], Iterator[NDArray[Any]]], part: Part) -> None:
-        super().__init__(self._make, part.dtype, ir.Shape(part.shape))
-        self._pieces = pieces
-        self._part = part
-
-    def tofile(self, file: _File) -> None:
-        """Writes its bytes to a binary file."""
-        for piece in self._pieces():
-            file.write(piece.view(np.uint8).data)
-
-    def _make(self) -> ir.TensorProtocol:
-        return as_tensor(np.concatenate([piece.copy() for piece in self._pieces()]), self._part)
 
 
 def stream_weight(
@@ -77,7 +51,7 @@ def stream_weight(
                 pass
         return left.pop(index)
 
-    return StreamedTensor(encode, parts[0]), *(
+    return StreamedTensor(encode, parts[0].dtype, parts[0].shape), *(
         ir.LazyTensor(partial(take, index), part.dtype, ir.Shape(part.shape))
         for index, part in enumerate(parts[1:], 1)
     )

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from trtq.models.runner import MovableSession
 from trtq.models.session import SessionPort
 from trtq.pipeline.judge.recall import RecallingSession
 
@@ -33,7 +34,7 @@ class Doubling:
 @pytest.mark.parametrize(("most_bytes", "computed"), [(1000, 0), (80, 1), (79, 2), (0, 3)])
 def test_the_second_round_computes_only_what_was_too_large_to_keep(most_bytes: int, computed: int) -> None:
     session, feeds = Doubling(), [{"x": np.arange(5.0) + index} for index in range(3)]
-    recalled = RecallingSession(session, most_bytes)
+    recalled = RecallingSession(MovableSession(lambda: session), most_bytes)
     for _ in range(2):
         first = session.count
         for feed in feeds:
@@ -45,8 +46,20 @@ def test_the_second_round_computes_only_what_was_too_large_to_keep(most_bytes: i
 
 def test_a_first_round_that_ended_early_is_gone_on_with() -> None:
     session, feeds = Doubling(), [{"x": np.arange(5.0) + index} for index in range(3)]
-    recalled = RecallingSession(session)
+    recalled = RecallingSession(MovableSession(lambda: session))
     recalled.run(None, feeds[0])
     recalled.rewind()
     assert [float(recalled.run(None, feed)[0][0]) for feed in feeds] == [0, 2, 4]
     assert session.count == 3
+
+
+@pytest.mark.parametrize(("most_bytes", "is_closed"), [(40, True), (39, False)])
+def test_a_session_is_closed_if_nothing_more_is_asked_of_it(most_bytes: int, is_closed: bool) -> None:
+    opened = MovableSession(Doubling)
+    recalled = RecallingSession(opened, most_bytes)
+    recalled.run(None, {"x": np.arange(5.0)})
+    recalled.rewind(closes=True)
+    assert (opened.session is None) is is_closed
+    assert recalled.num_bytes == 40
+    assert [float(recalled.run(None, {"x": np.arange(5.0)})[0][4]) for _ in range(2)] == [8, 8]
+    assert opened.session is not None, "what goes on opens another one"
