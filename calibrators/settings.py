@@ -11,7 +11,7 @@ from typing import Any, get_type_hints
 
 from trtq.calibrators import list_choices
 from trtq.errors import UsageError
-from trtq.files import refuse_damage
+from trtq.files import read_file, refuse_damage
 from trtq.models.address import resolve_address
 from trtq.models.option import list_kinds
 from trtq.models.spec import CalibrationSpec, InputSpec, ModelSpec, ProfileSpec
@@ -53,7 +53,7 @@ def read_toml(path: Path, what: str) -> dict[str, Any]:
         UsageError: There is no such file, it is no TOML, or it has a key of hundreds of parts.
     """
     try:
-        content = path.read_bytes()
+        content = read_file(path)
     except OSError as error:
         raise UsageError(f"cannot read the {what} {path}: {error.strerror}") from error
     with refuse_damage(UsageError, f"{path} is not valid TOML"):
