@@ -50,7 +50,7 @@ def read_toml(path: Path, what: str) -> dict[str, Any]:
         what: What it holds, for the message: "settings".
 
     Raises:
-        UsageError: There is no such file, it is no TOML, or it has a key of hundreds of parts.
+        UsageError: There is no such file, it is no TOML, or it has a key of hundreds of parts or a NUL.
     """
     try:
         content = read_file(path)
@@ -60,7 +60,18 @@ def read_toml(path: Path, what: str) -> dict[str, Any]:
         text = content.decode("utf-8-sig")  # Notepad writes a mark before it
         if _LONG_KEY.search(text):
             raise UsageError(f"{path} has a key of more than {_MOST_PARTS} parts; remove it")
-        return tomllib.loads(text)
+        table = tomllib.loads(text)
+        if _holds_nul(table):
+            raise UsageError(f"{path} has the character \\u0000 in a text, which no name may have; remove it")
+        return table
+
+
+def _holds_nul(value: Any) -> bool:
+    if isinstance(value, dict):
+        return any(map(_holds_nul, (*value, *value.values())))
+    return (
+        any(map(_holds_nul, value)) if isinstance(value, list) else isinstance(value, str) and "\0" in value
+    )
 
 
 def _read_sections(table: Mapping[str, Any]) -> ModelSpec:

@@ -30,6 +30,7 @@ from trtq.files import (
     move_atomically,
     read_file,
     refuse_name,
+    resolve_name,
     write_atomically,
 )
 from trtq.models.session import open_session
@@ -358,3 +359,13 @@ def test_no_reader_takes_a_device_that_does_not_end(
     told = "it is a pipe or device with more than 1 MiB, not a regular file"
     with pytest.raises(TrtqError, match=told):
         read(tmp_path / name)
+
+
+def test_the_folder_that_one_is_in_has_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.trtq" / "in").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "a.trtq")
+    assert resolve_name(Path("b.trtq")) == Path("b.trtq")
+    for path in (".", "in/.."):
+        assert resolve_name(Path(path)) == tmp_path / "a.trtq"
+    with pytest.raises(UsageError, match=r"^/ has no name for the output; name it with --output$"):
+        resolve_name(Path("/"))

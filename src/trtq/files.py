@@ -208,6 +208,18 @@ def _find_mode(path: Path) -> int:
         return 0
 
 
+def resolve_name(path: Path) -> Path:
+    """Returns the path, which other files are to be called after, with a name for `.` and `..`.
+
+    Raises:
+        UsageError: It is the root, which has none.
+    """
+    named = path if path.name not in ("", "..") else Path(os.path.abspath(path))  # noqa: PTH100 - links stay
+    if not named.name:
+        raise UsageError(f"{path} has no name for the output; name it with --output")
+    return named
+
+
 def as_argument(path: str) -> str:
     """Returns a path as a word of a command line, which must not look like an option."""
     return f"./{path}" if path.startswith("-") else path
