@@ -37,7 +37,7 @@ def open_array_file(file: StoredFile, names: Sequence[str], batch_size: int) -> 
                 stop = min(start + batch_size, num_samples)
                 with refuse_damage(DataError, f"{file.name} is damaged near sample {start}"):
                     arrays = {name: reader.read_rows(stop - start) for name, reader in readers.items()}
-                yield Feed(arrays, f"{file.name}, samples {start} to {stop - 1}", stop - start)
+                yield Feed(arrays, f"{file.name} ({_name_samples(start, stop)})", stop - start)
             with refuse_damage(DataError, f"{file.name} is damaged at its end"):
                 for reader in readers.values():
                     reader.refuse_more()
@@ -87,6 +87,10 @@ def open_feed_files(files: Sequence[StoredFile], name: str) -> Batches:
     digest = start_in_background(lambda: hash_files(files))
     origin = f"{name} ({format_count(len(files), 'feed')})"
     return Batches(lambda: part(0, 1), origin, num_samples, digest, part=part)
+
+
+def _name_samples(start: int, stop: int) -> str:
+    return f"samples {start} to {stop - 1}" if stop - start > 1 else f"sample {start}"
 
 
 def pack_arrays(arrays: Mapping[str, NDArray[Any]]) -> bytes:

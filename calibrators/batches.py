@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from trtq.errors import DataError
 from trtq.models.preprocess import Preprocess
 from trtq.models.signature import TensorSpec, show_shape
+from trtq.numbers import format_count
 
 ONE_BATCH_EACH = "for inputs without an axis of samples give a folder of .npz files, one batch each"
 
@@ -35,7 +36,7 @@ class Feed:
 
     Attributes:
         arrays: The inputs by name, and further arrays that were asked for (labels).
-        source: Where it comes from, for messages: `calib/0007.npz` or `calib.npz, samples 8 to 15`.
+        source: Where it comes from, for messages: `calib/0007.npz` or `calib.npz (samples 8 to 15)`.
         num_samples: How many samples it holds.
         names: Of the samples, such as files of pictures; empty if they have none.
     """
@@ -283,7 +284,7 @@ def check_feed(feed: Feed, inputs: Sequence[TensorSpec], extra: Sequence[str] = 
         also = "".join(f", and labels are read from {name!r}" for name in extra)
         raise DataError(
             f"{feed.source} has an array {unknown[0]!r} that the model does not take; "
-            f"its inputs are {', '.join(names)}{also}"
+            f"its inputs are {', '.join(names) or 'none'}{also}"
         )
     for spec in inputs:
         _check_array(feed, spec)
@@ -331,6 +332,6 @@ def _check_array(feed: Feed, spec: TensorSpec) -> None:
             return  # an additive mask: what is -inf gets no attention
         sample = int(np.argwhere(bad)[0][0]) if array.ndim else 0
         raise DataError(
-            f"{what} has {int(bad.sum())} values that are NaN or infinite, the first in its sample {sample}; "
-            f"clean the data"
+            f"{what} has {format_count(int(bad.sum()), 'NaN or infinite value')}, the first in its sample "
+            f"{sample}; clean the data"
         )

@@ -21,6 +21,7 @@ import numpy as np
 
 from trtq.calibrators.ranges import QMAX, Ranges
 from trtq.errors import ArtifactError, UsageError
+from trtq.files import read_file
 
 ENTROPY2 = "EntropyCalibration2"
 ALGORITHMS: Mapping[str, str] = {"entropy2": ENTROPY2, "minmax": "MinMaxCalibration"}
@@ -169,7 +170,7 @@ def read_cache(path: Path | str) -> CalibrationCache:
 def read_bytes(path: Path | str) -> bytes:
     """Returns the content of a cache file; ArtifactError if it cannot be read."""
     try:
-        return Path(path).read_bytes()
+        return read_file(Path(path))
     except OSError as error:
         raise ArtifactError(f"cannot read the calibration cache {path}: {error.strerror}") from error
 

@@ -30,6 +30,7 @@ from trtq.calibrators.survey import Survey, measure_inputs, refuse_unknown, surv
 from trtq.calibrators.taps import Taps, TapsOpener
 from trtq.errors import DataError, ModelError
 from trtq.models.session import SessionOptions
+from trtq.numbers import format_count
 from trtq.progress import Silent
 from trtq.workers import Threads
 
@@ -356,7 +357,8 @@ def _describe_nonfinite(name: str, values: NDArray[Any], taps: Taps, batch: _Mic
     if batch.feed.num_samples > 1 and bad.ndim and len(bad) == num_samples:
         where += f", in its sample {batch.start + int(np.argwhere(bad)[0][0])}"
     by = f", made by {taps.producers[name]}," if name in taps.producers else ""
+    count = format_count(int(bad.sum()), "NaN or infinite value")
     return DataError(
-        f"tensor {name!r} of the float model{by} has {int(bad.sum())} values that are NaN or infinite on "
-        f"{where}; leave this data out or repair the model"
+        f"tensor {name!r} of the float model{by} has {count} on {where}; leave this "
+        f"data out or repair the model"
     )

@@ -167,6 +167,8 @@ class _StoredRange:
     def __post_init__(self) -> None:
         if not (math.isfinite(self.min) and math.isfinite(self.max)):
             raise ValueError(f"min and max must be finite, got {self.min!r} and {self.max!r}")
+        if self.min > self.max:
+            raise ValueError(f"min must be at most max, got {self.min!r} and {self.max!r}")
         _refuse_magnitude(self.amax)
         if self.amax / QMAX >= _TOO_LARGE:
             raise ValueError(f"amax must have a scale that FP32 holds, got {self.amax!r}")

@@ -11,7 +11,7 @@ from typing import Any, get_type_hints
 
 from trtq.calibrators import list_choices
 from trtq.errors import UsageError
-from trtq.files import refuse_damage
+from trtq.files import read_file, refuse_damage
 from trtq.models.address import resolve_address
 from trtq.models.option import list_kinds
 from trtq.models.spec import CalibrationSpec, InputSpec, ModelSpec, ProfileSpec
@@ -50,17 +50,28 @@ def read_toml(path: Path, what: str) -> dict[str, Any]:
         what: What it holds, for the message: "settings".
 
     Raises:
-        UsageError: There is no such file, it is no TOML, or it has a key of hundreds of parts.
+        UsageError: There is no such file, it is no TOML, or it has a key of hundreds of parts or a NUL.
     """
     try:
-        content = path.read_bytes()
+        content = read_file(path)
     except OSError as error:
         raise UsageError(f"cannot read the {what} {path}: {error.strerror}") from error
     with refuse_damage(UsageError, f"{path} is not valid TOML"):
         text = content.decode("utf-8-sig")  # Notepad writes a mark before it
         if _LONG_KEY.search(text):
             raise UsageError(f"{path} has a key of more than {_MOST_PARTS} parts; remove it")
-        return tomllib.loads(text)
+        table = tomllib.loads(text)
+        if _holds_nul(table):
+            raise UsageError(f"{path} has the character \\u0000 in a text, which no name may have; remove it")
+        return table
+
+
+def _holds_nul(value: Any) -> bool:
+    if isinstance(value, dict):
+        return any(map(_holds_nul, (*value, *value.values())))
+    return (
+        any(map(_holds_nul, value)) if isinstance(value, list) else isinstance(value, str) and "\0" in value
+    )
 
 
 def _read_sections(table: Mapping[str, Any]) -> ModelSpec:

@@ -123,7 +123,7 @@ def _find_place(source: str) -> _Place:
         return open_remote(source)
     path = strip_local(source)
     if (place := find_local(path)) is None:
-        raise DataError(f"there is no calibration data {Path(path)}; give {ACCEPTED_DATA}")
+        raise DataError(f"there is no data {Path(path)}; give {ACCEPTED_DATA}")
     return place
 
 

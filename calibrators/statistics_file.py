@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from trtq.calibrators.kernel import MANTISSA_BITS, NUM_BINS
 from trtq.calibrators.statistics import MOST_SHARDS, Histogram, Statistics, StatisticsSource, find_bins
 from trtq.errors import ArtifactError
-from trtq.files import refuse_damage
+from trtq.files import read_file, refuse_damage
 from trtq.json import FileKind, Measured
 
 
@@ -117,7 +117,7 @@ def _read_arrays(path: Path | str) -> dict[str, NDArray[Any]]:
     with refuse_damage(
         ArtifactError, f"{path} is not a whole statistics file; write it again with `{FILE.writer}`"
     ):
-        with zipfile.ZipFile(path) as archive:
+        with zipfile.ZipFile(io.BytesIO(read_file(Path(path)))) as archive:
             members = {name.removesuffix(".npy"): archive.read(name) for name in archive.namelist()}
         arrays = {
             name: np.lib.format.read_array(io.BytesIO(content), allow_pickle=False)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trtq.errors import ArtifactError
-from trtq.files import write_atomically
+from trtq.files import read_file, write_atomically
 
 if TYPE_CHECKING:
     import numpy as np
@@ -107,7 +107,7 @@ def _npz(arrays: dict[str, Any]) -> bytes:
 def _is_written(path: Path, data: bytes) -> bool:
     """Returns whether the file exists with this content; raises ArtifactError when it exists with another."""
     try:
-        present = path.read_bytes()
+        present = read_file(path)
     except FileNotFoundError:
         return False
     except OSError as error:

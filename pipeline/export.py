@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from trtq.errors import DataError, ModelError, UsageError
-from trtq.files import check_output, refuse_damage, write_atomically
+from trtq.files import check_output, move_atomically, refuse_damage, write_atomically
 from trtq.models.checkpoint import load_weights
 from trtq.models.export import to_onnx
 from trtq.models.families import FAMILIES, describe_family, list_batches
@@ -160,8 +160,8 @@ def _export(loaded: LoadedModule, output: Path, options: ExportOptions, watcher:
             f"the module computes in {lower} inside (autocast?): differences of up to {tolerance:g} of an "
             f"output's range are taken for its rounding"
         )
-    with open_temporary_folder(output) as folder:
-        raw, whole = folder / "exported.onnx", folder / output.name
+    with open_temporary_folder(output) as exported, open_temporary_folder(output) as folder:
+        raw, whole = exported / output.name, folder / output.name
         save(model, raw)
         graph = load(raw, min_opset=options.opset)
         for sentence in graph.notes:
@@ -176,8 +176,7 @@ def _export(loaded: LoadedModule, output: Path, options: ExportOptions, watcher:
             for feed in feeds:
                 difference = max(difference, check_parity(module, whole, feed, tolerance=tolerance))
                 watcher.advance(1)
-        for part in sorted(folder.glob(f"{output.name}*"), reverse=True):
-            part.replace(output.parent / part.name)  # the weights before the graph
+        move_atomically(folder, output.parent)
     spec = loaded.spec if options.family is None else describe_family(options.family, inputs)
     spec = replace(spec, inputs=_profiles(spec, graph))
     if loaded.unknown:

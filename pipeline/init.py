@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from trtq.errors import DataError, UsageError
-from trtq.files import refuse_damage
+from trtq.files import read_file, refuse_damage
 from trtq.models.families import (
     ARRAY_FAMILIES,
     FAMILIES,
@@ -225,7 +225,7 @@ def _describe_pictures(hints: ModelHints, preset: str, picture: TensorSpec) -> M
 
 def _read_processor(path: Path) -> Preprocess:
     with refuse_damage(UsageError, f"{path} cannot be read; move it away, or fix it"):
-        return describe_processor(json.loads(path.read_bytes()))
+        return describe_processor(json.loads(read_file(path)))
 
 
 def _list_profiles(inputs: Sequence[TensorSpec]) -> Iterator[tuple[str, InputSpec]]:

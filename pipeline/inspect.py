@@ -10,6 +10,7 @@ from pathlib import Path
 from trtq.calibrators.cache import CalibrationCache, parse_cache
 from trtq.calibrators.ranges import Ranges, read_ranges
 from trtq.errors import ArtifactError, UsageError
+from trtq.files import read_file
 from trtq.models.session import count_weight_bytes
 from trtq.models.signature import TensorSpec
 from trtq.pipeline.calibrate.data import find_spec, place_layers
@@ -95,7 +96,7 @@ def inspect(path: Path | str) -> Summary:
     if path.suffix == ".json":
         return read_index(path) if is_index(path) else read_ranges(path)
     try:
-        return parse_cache(path.read_bytes())
+        return parse_cache(read_file(path))
     except OSError as error:
         raise ArtifactError(f"cannot read {path}: {error.strerror}") from error
     except ArtifactError as error:

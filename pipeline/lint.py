@@ -58,7 +58,7 @@ class LintReport:
     @property
     def stopping(self) -> tuple[LintItem, ...]:
         """What `trtq build` refuses, because it would fail or compute something else."""
-        stops = [item for item in self.items if item.finding.effect != "float"]
+        stops = [item for item in self.items if item.finding.is_stopping]
         return tuple(item for item in stops if item.repair in ("requantize", "none"))
 
 

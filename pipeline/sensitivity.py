@@ -12,7 +12,7 @@ from trtq.calibrators.batches import Batches
 from trtq.calibrators.estimate import describe
 from trtq.calibrators.ranges import Ranges, ranges_to_json, read_ranges
 from trtq.errors import ArtifactError, ModelError
-from trtq.files import write_atomically
+from trtq.files import resolve_name, write_atomically
 from trtq.models.spec import ModelSpec
 from trtq.pipeline.calibrate import load_to_quantize
 from trtq.pipeline.calibrate.between_codes import place_between_codes
@@ -99,7 +99,7 @@ def sensitivity(
         graph, spec = load_to_quantize(model, spec, target, watcher)
         subject = _Subject(graph, spec, target, place_layers(graph, spec, target, watcher))
     graph, spec, target, placement = subject.graph, subject.spec, subject.target, subject.placement
-    path = Path(output or model.with_suffix(".sensitivity.json"))
+    path = Path(output or resolve_name(model).with_suffix(".sensitivity.json"))
     if not placement.quantized:
         raise ModelError(f"{graph.path} has no layer that is quantized; `trtq inspect --placement` shows why")
     calibration = None

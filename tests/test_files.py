@@ -7,15 +7,38 @@ import os
 import stat
 import subprocess
 import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NoReturn
 
 import pytest
 
+import trtq.files
+from trtq.calibrators.cache import read_cache
+from trtq.calibrators.ranges import read_ranges
+from trtq.calibrators.settings import read_toml
+from trtq.calibrators.statistics_file import read_statistics
 from trtq.cli.ci import CiFiles
-from trtq.errors import ArtifactError, UsageError
-from trtq.files import check_output, check_outputs, is_there, lock_file, refuse_name, write_atomically
+from trtq.errors import ArtifactError, TrtqError, UsageError
+from trtq.files import (
+    check_output,
+    check_outputs,
+    copy_atomically,
+    is_there,
+    lock_file,
+    move_atomically,
+    read_file,
+    refuse_name,
+    resolve_name,
+    write_atomically,
+)
 from trtq.models.session import open_session
+from trtq.pipeline.deliver.index import read_index
+from trtq.pipeline.deliver.manifest import read_manifest
+from trtq.pipeline.deliver.signature import read_private_key
+from trtq.pipeline.inspect import inspect
+from trtq.pipeline.judge.generate import read_prompts
 
 
 def _full_disk(descriptor: int) -> None:
@@ -262,3 +285,87 @@ def test_a_folder_that_cannot_be_searched_is_not_taken_for_an_empty_one(
     monkeypatch.setattr(Path, "stat", refuse)
     with pytest.raises(PermissionError):
         is_there(tmp_path / "no")
+
+
+def test_a_link_stays_and_the_file_that_it_leads_to_is_replaced(tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    link, real, source = tmp_path / "link", tmp_path / "disk" / "real", tmp_path / "source"
+    link.symlink_to("disk/real")  # dangling at first
+    source.write_bytes(b"copied")
+    check_output(link)
+    write_atomically(link, b"new")
+    assert real.read_bytes() == b"new"
+    copy_atomically(source, link)
+    assert real.read_bytes() == b"copied"
+    assert link.is_symlink()
+    assert sorted(item.name for item in tmp_path.rglob("*")) == ["disk", "link", "real", "source"]
+
+
+def test_the_parts_of_a_model_go_where_links_of_their_names_lead(tmp_path: Path) -> None:
+    for name in ("stage", "out", "disk"):
+        (tmp_path / name).mkdir()
+    for name in ("m.onnx", "m.onnx.data"):
+        (tmp_path / "stage" / name).write_text(name)
+    (tmp_path / "out" / "m.onnx").symlink_to(tmp_path / "disk" / "real.onnx")
+    move_atomically(tmp_path / "stage", tmp_path / "out")
+    assert (tmp_path / "out" / "m.onnx").is_symlink()
+    assert (tmp_path / "disk" / "real.onnx").read_text() == "m.onnx"
+    assert (tmp_path / "out" / "m.onnx.data").read_text() == "m.onnx.data"
+
+
+def test_a_link_that_leads_nowhere_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a").symlink_to("b")
+    (tmp_path / "b").symlink_to("a")
+    (tmp_path / "c").symlink_to("absent/d")
+    told = r"cannot write .*a: Too many levels of symbolic links"
+    with pytest.raises(ArtifactError, match=told):
+        check_output(tmp_path / "a", tmp_path)
+    with pytest.raises(ArtifactError, match=told):
+        write_atomically(tmp_path / "a", b"")
+    with pytest.raises(ArtifactError, match=r"cannot write .*c: there is no folder .*absent; make it"):
+        check_output(tmp_path / "c")
+
+
+def test_a_pipe_is_read_to_its_end(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with ThreadPoolExecutor(1) as pool:
+        written = pool.submit(pipe.write_bytes, b"content")
+        assert read_file(pipe) == b"content"
+        assert written.result() == len(b"content")
+    assert read_file(Path(os.devnull)) == b""
+
+
+@pytest.mark.parametrize(
+    ("name", "read"),
+    [
+        ("ranges.json", read_ranges),
+        ("index.json", read_index),
+        ("x.cache", read_cache),
+        ("x.toml", lambda path: read_toml(path, "settings")),
+        ("x.npz", read_statistics),
+        ("prompts.txt", read_prompts),
+        ("prompts.npy", read_prompts),
+        ("x.cache", inspect),
+        ("manifest.json", lambda path: read_manifest(path.parent)),
+        ("x.pem", read_private_key),
+    ],
+)
+def test_no_reader_takes_a_device_that_does_not_end(
+    name: str, read: Callable[[Path], object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trtq.files, "_MOST_PIPED", 1 << 20)
+    (tmp_path / name).symlink_to("/dev/zero")
+    told = "it is a pipe or device with more than 1 MiB, not a regular file"
+    with pytest.raises(TrtqError, match=told):
+        read(tmp_path / name)
+
+
+def test_the_folder_that_one_is_in_has_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.trtq" / "in").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "a.trtq")
+    assert resolve_name(Path("b.trtq")) == Path("b.trtq")
+    for path in (".", "in/.."):
+        assert resolve_name(Path(path)) == tmp_path / "a.trtq"
+    with pytest.raises(UsageError, match=r"^/ has no name for the output; name it with --output$"):
+        resolve_name(Path("/"))

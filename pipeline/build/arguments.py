@@ -21,7 +21,7 @@ from trtq.calibrators.arrays import pack_arrays
 from trtq.calibrators.batches import refuse_endless
 from trtq.calibrators.data.python import copy_array
 from trtq.errors import DataError, UsageError
-from trtq.files import refuse_damage, write_atomically
+from trtq.files import move_atomically, refuse_damage, write_atomically
 from trtq.models.option import Kind, list_kinds, list_options
 from trtq.models.preprocess import Preprocess
 from trtq.models.session import save
@@ -240,8 +240,7 @@ def _save_model(model: onnx.ModelProto | ir.Model, output: Path | str | None) ->
         return path
     with open_temporary_folder(path) as stage:  # weights of a large model get a second file
         save(model, stage / path.name)
-        for made in sorted(stage.iterdir(), reverse=True):
-            made.replace(path.with_name(made.name))
+        move_atomically(stage, path.parent)
     return path
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trtq.errors import ArtifactError, quote
-from trtq.files import write_atomically
+from trtq.files import read_file, write_atomically
 from trtq.json import FileKind
 from trtq.pipeline.deliver.integrity import Integrity, examine_folder
 from trtq.pipeline.deliver.manifest import NAME, parse_manifest, read_content
@@ -76,7 +76,7 @@ FILE = FileKind(Index, "trtq index", "trtq build-all", "engines")
 def is_index(path: Path) -> bool:
     """Returns whether a file says that it is an index."""
     try:
-        document = json.loads(path.read_bytes())
+        document = json.loads(read_file(path))
     except (OSError, ValueError, RecursionError):
         return False
     return isinstance(document, dict) and document.get("kind") == FILE.name
@@ -91,7 +91,7 @@ def read_index(path: Path, key: Path | str | None = None) -> Index:
         MissingDependency: A key is given and `cryptography` is not installed.
     """
     try:
-        content = path.read_bytes()
+        content = read_file(path)
     except OSError as error:
         raise ArtifactError(f"cannot read the index {path}: {error.strerror}") from error
     if key is not None:

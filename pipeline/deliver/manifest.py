@@ -13,6 +13,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from trtq.errors import ArtifactError
+from trtq.files import read_file
 from trtq.json import FileKind
 
 NAME = "manifest.json"
@@ -89,7 +90,7 @@ def read_content(folder: Path) -> bytes:
         ArtifactError: The file cannot be read.
     """
     try:
-        return (folder / NAME).read_bytes()
+        return read_file(folder / NAME)
     except OSError as error:
         raise ArtifactError(
             f"{folder} is not a build folder: cannot read {folder / NAME}: {error.strerror}"

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from trtq import lazy
 from trtq.errors import ArtifactError, UsageError
+from trtq.files import read_file
 from trtq.pipeline.deliver.manifest import NAME, SIGNATURE
 
 if TYPE_CHECKING:
@@ -104,7 +105,7 @@ def _is_good(
     signed: Path, content: bytes, public: Ed25519PublicKey, signature: Path, maker: str = "trtq sign"
 ) -> bool:
     try:
-        public.verify(signature.read_bytes(), content)
+        public.verify(read_file(signature), content)
     except FileNotFoundError as error:
         raise ArtifactError(
             f"{signed} is not signed: it has no {signature.name}; {maker} makes one"
@@ -122,6 +123,6 @@ def _exceptions() -> Any:
 
 def _read(path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        return read_file(path)
     except OSError as error:
         raise UsageError(f"cannot read the key {path}: {error.strerror}") from error

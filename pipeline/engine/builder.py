@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from trtq.errors import ArtifactError, BuildError, ModelError, TrtqError, UsageError
-from trtq.files import lock_file, write_atomically
+from trtq.files import lock_file, read_file, write_atomically
 from trtq.pipeline.engine.kernels import list_nodes
 from trtq.pipeline.engine.plugins import load_plugins
 
@@ -214,7 +214,7 @@ def _add_profiles(
 
 def _load_timing_cache(config: tensorrt.IBuilderConfig, path: Path, product: str) -> None:
     try:
-        content = path.read_bytes() if path.exists() else b""
+        content = read_file(path) if path.exists() else b""
     except OSError as error:
         raise ArtifactError(f"cannot read the timing cache {path}: {error.strerror or error}") from error
     cache = config.create_timing_cache(content)

@@ -91,15 +91,29 @@ def _refuse_short_table(model: ir.Model, foldable: Collection[ir.Node]) -> None:
         size, axis = _static_shape(table) or (), node.attributes.get_int("axis", 0)
         if table is None or places is None or not -len(size) <= axis < len(size):
             continue
-        length = size[axis]
         found = read_constant(places) if places.is_initializer() else _compute(model, [places])[0]
-        if found.size and (found.max() >= length or found.min() < -length):
-            entry = found.max() if found.max() >= length else found.min()
-            raise ModelError(
-                f"node {node.name!r} reads entry {entry} of {table.name!r}, which has {length}; if these are "
-                f"positions, the model takes {length} at the most: choose smaller sizes (--past plus --new, "
-                f"or --seq), or export it with a longer table"
-            ) from None
+        refuse_missing_entries(node, table, size[axis], found)
+
+
+def refuse_missing_entries(node: ir.Node, table: ir.Value, length: int, places: NDArray[Any]) -> None:
+    """Refuses a node that looks up what its table does not have.
+
+    Args:
+        node: The node.
+        table: What it looks into.
+        length: The number of its entries.
+        places: Which it looks up.
+
+    Raises:
+        ModelError: One is not in the table.
+    """
+    if places.size and (places.max() >= length or places.min() < -length):
+        entry = places.max() if places.max() >= length else places.min()
+        raise ModelError(
+            f"node {node.name!r} reads entry {entry} of {table.name!r}, which has {length}; if these are "
+            f"positions, the model takes {length} at the most: choose smaller sizes (--past plus --new, "
+            f"or --seq), or export it with a longer table"
+        ) from None
 
 
 def _fold_shapes(edit: GraphEditor) -> int:

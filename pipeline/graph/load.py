@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -37,9 +37,8 @@ from trtq.pipeline.graph.onnx_file import (
     check,
     digest,
     list_data_files,
-    parse,
-    read_content,
     read_model,
+    read_proto,
 )
 from trtq.pipeline.graph.opset import FIRST_RUN, convert_opset, infer_shapes, read_opset
 from trtq.pipeline.graph.placement import holds_weights
@@ -124,13 +123,13 @@ def load(path: Path, *, min_opset: int, unfolds: bool = True) -> Graph:
         ModelError: The file is missing, empty, no ONNX, incomplete or invalid, or has inputs or outputs that
             no engine can have.
     """
-    content = read_content(path)
-    proto = parse(content, path)
+    before = _mark(path)
+    proto = read_proto(path)
     paths = [path.parent / name for name in list_data_files(proto, path)]
-    find_digest = _plan_digest(path, content, paths)
-    model = check(proto, content, path)
+    find_digest = _plan_digest(path, before, paths)
+    model = check(proto, path)
     notes = list(_normalize(model))
-    del content, proto
+    del proto
     refuse_foreign_operators(model)
     notes += _part_anonymous_dims(model)
     changed = [*standardize_norms(model), *(unfold_attention(model) if unfolds else ())]
@@ -151,28 +150,36 @@ def load(path: Path, *, min_opset: int, unfolds: bool = True) -> Graph:
     return graph
 
 
-def _plan_digest(path: Path, content: bytes, files: Sequence[Path]) -> Callable[[], str]:
-    """Returns what finds the digest of a model, begun at once in the background unless its files are large.
+def _plan_digest(path: Path, before: object, data: Sequence[Path]) -> Callable[[], str]:
+    """Returns what finds the digest of a model, begun at once in the background unless its data is large.
 
     Hashing lets go of the GIL, but takes a second of a core for each GB, and not all that loads a model asks.
+
+    Args:
+        path: The model.
+        before: Its mark before it was read.
+        data: The files with its external data.
     """
-    sizes = [_mark(file) for file in files]
-    if sum(size for size, _ in sizes) <= _MOST_IN_MEMORY:
-        return start_in_background(partial(digest, content, files))
+    files = [file.absolute() for file in (path, *data)]  # a user's script may change the folder
+    marks = [before, *map(_mark, data)]
 
     @cache
     def find() -> str:
-        found = digest(content, files)
-        if [_mark(file) for file in files] != sizes:
-            raise ModelError(f"{path}: its weights have changed since they were loaded; begin again")
+        found = digest(files)
+        if changed := [file for file, mark in zip(files, marks, strict=True) if _mark(file) != mark]:
+            raise ModelError(f"{changed[0]} has changed since the model was loaded; begin again")
         return found
 
-    return find
+    is_large = sum(file.stat().st_size for file in data) > _MOST_IN_MEMORY
+    return find if is_large else start_in_background(find)
 
 
-def _mark(file: Path) -> tuple[int, int]:
-    """Returns the size of a file, and the time of its last change in ns."""
-    found = file.stat()
+def _mark(file: Path) -> tuple[int, int] | None:
+    """Returns the size of a file, and the time of its last change in ns; None if there is none."""
+    try:
+        found = file.stat()
+    except (OSError, ValueError):
+        return None
     return found.st_size, found.st_mtime_ns
 
 

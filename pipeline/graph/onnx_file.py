@@ -15,12 +15,10 @@ from google.protobuf.message import DecodeError
 from trtq.errors import ModelError, TrtqError, quote
 from trtq.files import is_file, update_hash
 from trtq.models.modules import name_after_modules
+from trtq.pipeline.graph.checker import copy_for_checker
 from trtq.pipeline.graph.tidy import (
     check_attributes,
     check_tensor,
-    copy_for_checker,
-    has_refused_norm,
-    has_shapeless_outputs,
     list_tensors,
     tidy,
 )
@@ -34,8 +32,7 @@ def read_model(path: Path) -> ir.Model:
     Raises:
         ModelError: The file is missing, empty, no ONNX, incomplete or invalid.
     """
-    content = read_content(path)
-    return check(parse(content, path), content, path)
+    return check(read_proto(path), path)
 
 
 def read_proto(path: Path) -> onnx.ModelProto:
@@ -44,10 +41,10 @@ def read_proto(path: Path) -> onnx.ModelProto:
     Raises:
         ModelError: There is no such file, or it is no ONNX model with a graph.
     """
-    return parse(read_content(path), path)
+    return _parse(_read_content(path), path)
 
 
-def read_content(path: Path) -> bytes:
+def _read_content(path: Path) -> bytes:
     """Returns the bytes of a file that is not empty; ModelError says what is wrong with it."""
     try:
         if path.is_dir():
@@ -62,7 +59,7 @@ def read_content(path: Path) -> bytes:
     return content
 
 
-def parse(content: bytes, path: Path) -> onnx.ModelProto:
+def _parse(content: bytes, path: Path) -> onnx.ModelProto:
     """Returns the protobuf in the bytes of a file; ModelError if it is none with a graph and outputs."""
     proto = onnx.ModelProto()
     try:
@@ -76,20 +73,26 @@ def parse(content: bytes, path: Path) -> onnx.ModelProto:
     return proto
 
 
-def digest(content: bytes, files: Sequence[Path]) -> str:
-    """Returns the SHA-256 of a model's file and of those of its external data, as hex."""
-    sha = hashlib.sha256(content)
+def digest(files: Sequence[Path]) -> str:
+    """Returns the SHA-256 of a model's file and of those of its external data, as hex.
+
+    Raises:
+        ModelError: One cannot be read.
+    """
+    sha = hashlib.sha256()
     for path in files:
-        update_hash(sha, path)
+        try:
+            update_hash(sha, path)
+        except OSError as error:
+            raise ModelError(f"cannot read the model {path}: {quote(error)}") from error
     return sha.hexdigest()
 
 
-def check(proto: onnx.ModelProto, content: bytes, path: Path) -> ir.Model:
+def check(proto: onnx.ModelProto, path: Path) -> ir.Model:
     """Returns the model of a file, after the checks of ONNX; ModelError if one fails.
 
     Args:
         proto: Of the file; some of it is tidied up.
-        content: The bytes of the file.
         path: The file, for its external data.
     """
     external = list_external(proto)
@@ -101,10 +104,8 @@ def check(proto: onnx.ModelProto, content: bytes, path: Path) -> ir.Model:
     for tensor, where in external:
         _check_external(tensor, where, path)
     try:
-        if tidy(proto, path) or has_shapeless_outputs(proto) or has_refused_norm(proto):
-            onnx.checker.check_model(copy_for_checker(proto))
-        else:
-            onnx.checker.check_model(str(path) if external else content)
+        tidy(proto, path)
+        onnx.checker.check_model(copy_for_checker(proto))
         model = ir.from_proto(proto)
     except TrtqError:
         raise

@@ -41,6 +41,11 @@ _MOVES = frozenset({
     "Reshape", "Slice", "SpaceToDepth", "Split", "Squeeze", "Transpose", "Unsqueeze",
 })  # fmt: skip
 """What only moves or picks values: TensorRT runs it on the INT8 codes, before the DequantizeLinear."""
+CODE_MOVES = frozenset({
+    "Concat", "DepthToSpace", "Expand", "Flatten", "Gather", "Identity", "MaxPool", "Reshape", "Slice",
+    "SpaceToDepth", "Split", "Squeeze", "Transpose", "Unsqueeze",
+})  # fmt: skip
+"""Operators on codes that commute with adding a constant to all of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,6 +232,12 @@ def read_points(node: ir.Node) -> NDArray[np.int64] | None:
     if points is None and len(node.inputs) > 2 and node.inputs[2] is not None:
         return None
     return np.zeros((), np.int64) if points is None else points.astype(np.int64)
+
+
+def list_moved_codes(node: ir.Node) -> list[ir.Value]:
+    """Returns the inputs of a node of `CODE_MOVES` that are codes."""
+    inputs = node.inputs if node.op_type == "Concat" else node.inputs[:1]
+    return [value for value in inputs if value is not None]
 
 
 def find_code_dtype(node: ir.Node) -> ir.DataType | None:

@@ -16,13 +16,12 @@ from trtq.errors import ModelError
 
 _BODIES = (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS)
 _MOST_DENSE_BYTES = 1 << 31
-_REFUSED_NORMS = ("GroupNormalization", "SimplifiedLayerNormalization")
-_UNCHECKED = "unchecked"
 _FREE_WEIGHTS_IR = 4
-_VALUE_FIELDS = ("float_data", "int32_data", "int64_data", "double_data", "uint64_data")
+VALUE_FIELDS = ("float_data", "int32_data", "int64_data", "double_data", "uint64_data")
+"""Where a tensor has its values, if not in `raw_data`."""
 
 
-def tidy(proto: onnx.ModelProto, path: Path) -> bool:
+def tidy(proto: onnx.ModelProto, path: Path) -> None:
     """Sorts the nodes, names nameless graphs and makes sparse weights dense, in place, also in bodies.
 
     Weights that are no inputs, as IR 3 wants them to be, make it IR 4.
@@ -30,17 +29,20 @@ def tidy(proto: onnx.ModelProto, path: Path) -> bool:
     The domain of the standard operators, which may be called `ai.onnx`, is "" then, and an output that is
     listed twice is listed once.
 
-    Returns:
-        Whether anything changed.
-
     Raises:
         ModelError: A sparse weight contradicts itself, or would be too large.
     """
-    changes = [_shorten_domain(proto), _drop_repeated_outputs(proto.graph), *map(_sort, proto.functions)]
-    changes += [_raise_ir_version(proto), _import_domains(proto)]
+    _shorten_domain(proto)
+    _drop_repeated_outputs(proto.graph)
+    for function in proto.functions:
+        _sort(function)
+    _raise_ir_version(proto)
+    _import_domains(proto)
     for graph in list_graphs(proto):
-        changes += [_name(graph), _sort(graph), _densify(graph, path), _drop_repeated_weights(graph)]
-    return any(changes)
+        _name(graph)
+        _sort(graph)
+        _densify(graph, path)
+        _drop_repeated_weights(graph)
 
 
 def list_graphs(proto: onnx.ModelProto) -> list[onnx.GraphProto]:
@@ -63,45 +65,6 @@ def _bodies(node: onnx.NodeProto) -> list[onnx.GraphProto]:
         for item in attributes
         for body in ((item.g,) if item.type == onnx.AttributeProto.GRAPH else item.graphs)
     ]
-
-
-def copy_for_checker(proto: onnx.ModelProto) -> onnx.ModelProto:
-    """Returns a copy for ONNX's checker: outputs without a shape are scalars, outer weights are empty.
-
-    GroupNormalization, which ONNX calls deprecated before opset 21, and ONNX Runtime's RMS normalization,
-    which ONNX does not know, are in another domain.
-    """
-    copy = onnx.ModelProto()
-    copy.CopyFrom(proto)
-    copy.opset_import.add(domain=_UNCHECKED, version=1)
-    for graph in list_graphs(copy):
-        for output in graph.output:
-            if output.type.HasField("tensor_type"):
-                output.type.tensor_type.shape.SetInParent()
-        for node in graph.node:
-            if _is_refused_norm(node):
-                node.domain = _UNCHECKED
-    for tensor in list_tensors(copy):
-        if tensor.data_location == TensorProto.EXTERNAL:
-            tensor.ClearField("data_location")
-            tensor.ClearField("external_data")
-            tensor.dims[:] = [0]
-    return copy
-
-
-def has_shapeless_outputs(proto: onnx.ModelProto) -> bool:
-    """Returns whether an output of the graph or of a body has a dtype and no shape."""
-    types = [output.type for graph in list_graphs(proto) for output in graph.output]
-    return any(item.HasField("tensor_type") and not item.tensor_type.HasField("shape") for item in types)
-
-
-def has_refused_norm(proto: onnx.ModelProto) -> bool:
-    """Returns whether a node is a normalization that ONNX's checker refuses."""
-    return any(_is_refused_norm(node) for graph in list_graphs(proto) for node in graph.node)
-
-
-def _is_refused_norm(node: onnx.NodeProto) -> bool:
-    return node.op_type in _REFUSED_NORMS and node.domain in ("", "ai.onnx")
 
 
 def list_tensors(proto: onnx.ModelProto) -> Iterator[TensorProto]:
@@ -168,7 +131,7 @@ def check_tensor(tensor: TensorProto, path: Path) -> None:
     if tensor.HasField("raw_data"):
         have, want, unit = len(tensor.raw_data), math.ceil(count * dtype.bitwidth / 8), "bytes"
     else:
-        have, want, unit = sum(len(getattr(tensor, field)) for field in _VALUE_FIELDS), count, "values"
+        have, want, unit = sum(len(getattr(tensor, field)) for field in VALUE_FIELDS), count, "values"
         want = 2 * want if dtype in (ir.DataType.COMPLEX64, ir.DataType.COMPLEX128) else want
         if dtype.bitwidth < 8:  # packed
             want = math.ceil(count * dtype.bitwidth / 8)
@@ -179,64 +142,55 @@ def check_tensor(tensor: TensorProto, path: Path) -> None:
         )
 
 
-def _shorten_domain(proto: onnx.ModelProto) -> bool:
+def _shorten_domain(proto: onnx.ModelProto) -> None:
     nodes = [node for part in (*list_graphs(proto), *proto.functions) for node in part.node]
     imports = [item for part in (proto, *proto.functions) for item in part.opset_import]
-    long = [item for item in (*nodes, *imports) if item.domain == "ai.onnx"]
-    for item in long:
-        item.domain = ""
-    return bool(long)
+    for item in (*nodes, *imports):
+        if item.domain == "ai.onnx":
+            item.domain = ""
 
 
-def _import_domains(proto: onnx.ModelProto) -> bool:
+def _import_domains(proto: onnx.ModelProto) -> None:
     """Imports the domains that nodes have and the file does not, in version 1, as ONNX Runtime does."""
     known = {item.domain for item in proto.opset_import} | {""}
     used = {node.domain for graph in list_graphs(proto) for node in graph.node} - known
     for domain in sorted(used):
         proto.opset_import.add(domain=domain, version=1)
-    return bool(used)
 
 
-def _raise_ir_version(proto: onnx.ModelProto) -> bool:
+def _raise_ir_version(proto: onnx.ModelProto) -> None:
     """Gives a file of an old IR, whose weights were inputs too, the first in which they need not be."""
     inputs = {item.name for item in proto.graph.input}
     is_old = 0 < proto.ir_version < _FREE_WEIGHTS_IR
-    if not is_old or all(item.name in inputs for item in proto.graph.initializer):
-        return False
-    proto.ir_version = _FREE_WEIGHTS_IR
-    return True
+    if is_old and not all(item.name in inputs for item in proto.graph.initializer):
+        proto.ir_version = _FREE_WEIGHTS_IR
 
 
-def _drop_repeated_outputs(graph: onnx.GraphProto) -> bool:
+def _drop_repeated_outputs(graph: onnx.GraphProto) -> None:
     outputs = dict[str, onnx.ValueInfoProto]()
     for output in graph.output:
         outputs.setdefault(output.name, output)
-    if len(outputs) == len(graph.output):
-        return False
-    del graph.output[:]
-    graph.output.extend(outputs.values())
-    return True
+    if len(outputs) < len(graph.output):
+        del graph.output[:]
+        graph.output.extend(outputs.values())
 
 
-def _drop_repeated_weights(graph: onnx.GraphProto) -> bool:
+def _drop_repeated_weights(graph: onnx.GraphProto) -> None:
     """Drops weights that are listed twice with the same values; of others ONNX's checker tells."""
     names = [item.name for item in graph.initializer]
     if len(set(names)) == len(names):
-        return False
+        return
     weights = {(item.name, item.SerializeToString()): item for item in graph.initializer}
     kept = [*weights.values()]
     del graph.initializer[:]
     graph.initializer.extend(kept)
-    return len(kept) < len(names)
 
 
-def _name(graph: onnx.GraphProto) -> bool:
-    is_nameless = not graph.name
+def _name(graph: onnx.GraphProto) -> None:
     graph.name = graph.name or "graph"
-    return is_nameless
 
 
-def _sort(graph: onnx.GraphProto | onnx.FunctionProto) -> bool:
+def _sort(graph: onnx.GraphProto | onnx.FunctionProto) -> None:
     """Puts each node behind those that make what it reads; nodes that may stay in their order do.
 
     A circle is left as it is: ONNX's checker names it.
@@ -244,7 +198,7 @@ def _sort(graph: onnx.GraphProto | onnx.FunctionProto) -> bool:
     makers = {name: place for place, node in enumerate(graph.node) for name in node.output if name}
     before = [{makers[name] for name in _reads(node) if name in makers} for node in graph.node]
     if all(place > max(earlier, default=-1) for place, earlier in enumerate(before)):
-        return False
+        return
     readers: list[list[int]] = [[] for _ in before]
     for place, earlier in enumerate(before):
         for maker in earlier:
@@ -257,11 +211,9 @@ def _sort(graph: onnx.GraphProto | onnx.FunctionProto) -> bool:
             missing[reader] -= 1
             if not missing[reader]:
                 heapq.heappush(ready, reader)
-    if len(order) < len(before):
-        return False
-    ranks = iter(np.argsort(order).tolist())
-    graph.node.sort(key=lambda _: next(ranks))  # in place: large constants are not copied
-    return True
+    if len(order) == len(before):
+        ranks = iter(np.argsort(order).tolist())
+        graph.node.sort(key=lambda _: next(ranks))  # in place: large constants are not copied
 
 
 def _reads(node: onnx.NodeProto) -> set[str]:
@@ -275,12 +227,11 @@ def _reads(node: onnx.NodeProto) -> set[str]:
     return names
 
 
-def _densify(graph: onnx.GraphProto, path: Path) -> bool:
+def _densify(graph: onnx.GraphProto, path: Path) -> None:
     """Makes the sparse initializers and constants of a graph dense."""
     sparse = list(graph.sparse_initializer)
     graph.ClearField("sparse_initializer")
     graph.initializer.extend(_to_dense(item, item.values.name, path) for item in sparse)
-    changed = bool(sparse)
     for node in graph.node:
         for attribute in node.attribute:
             if node.op_type == "Constant" and attribute.HasField("sparse_tensor"):
@@ -288,8 +239,6 @@ def _densify(graph: onnx.GraphProto, path: Path) -> bool:
                 attribute.t.CopyFrom(_to_dense(attribute.sparse_tensor, name, path))
                 attribute.ClearField("sparse_tensor")
                 attribute.name, attribute.type = "value", onnx.AttributeProto.TENSOR
-                changed = True
-    return changed
 
 
 def _to_dense(sparse: onnx.SparseTensorProto, name: str, path: Path) -> TensorProto:

@@ -261,7 +261,7 @@ def _explain_cosine(item: OutputComparison, gate: AccuracySpec) -> str:
     worst = ", ".join(map(str, item.worst[:3]))
     if item.nonfinite:
         return (
-            f"{_name(item)} has {item.nonfinite} values that are NaN or infinite where "
+            f"{_name(item)} has {format_count(item.nonfinite, 'NaN or infinite value')} where "
             f"{item.reference} has numbers; worst samples: {worst}"
         )
     if math.isnan(item.cosine):

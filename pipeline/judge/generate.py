@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ import numpy as np
 
 from trtq.calibrators.observe import Progress
 from trtq.errors import DataError
-from trtq.files import refuse_damage
+from trtq.files import read_file, refuse_damage
 from trtq.pipeline.judge.decoder import Decoder
 from trtq.pipeline.judge.runs import open_compared
 
@@ -45,10 +46,11 @@ def read_prompts(path: Path) -> list[list[int]]:
     """
     rows: list[list[int]]
     with refuse_damage(DataError, f"{path} cannot be read as prompts"):
+        content = read_file(path)
         if path.suffix == ".npy":
-            rows = np.atleast_2d(np.load(path, allow_pickle=False)).tolist()
+            rows = np.atleast_2d(np.load(io.BytesIO(content), allow_pickle=False)).tolist()
         else:
-            lines = path.read_text("utf-8").splitlines()
+            lines = content.decode("utf-8-sig").splitlines()
             rows = [[int(word) for word in re.findall(r"[^\s,]+", line)] for line in lines if line.strip()]
     numbers = [item for row in rows for item in (row if isinstance(row, list) else [None])]
     if not all(rows) or not numbers or not all(type(item) is int and item >= 0 for item in numbers):

@@ -8,7 +8,7 @@ from pathlib import Path
 from trtq.calibrators.cache import CalibrationCache, parse_cache, read_bytes
 from trtq.calibrators.ranges import QMAX
 from trtq.errors import ArtifactError, ModelError, UsageError
-from trtq.files import hash_file
+from trtq.files import hash_file, resolve_name
 from trtq.json import FileKind
 from trtq.models.spec import PER_TOKEN, ModelSpec
 from trtq.numbers import format_count
@@ -154,7 +154,7 @@ def _prepare(
 ) -> tuple[Job, CalibrationCache, Migration]:
     """Returns the job with the ranges of the cache, checked as far as can be before work begins."""
     _refuse_other_targets(target)
-    folder = Path(output or path.with_suffix(".migrated.trtq")).absolute()
+    folder = Path(output or resolve_name(path).with_suffix(".migrated.trtq")).absolute()
     refuse_inputs_in(folder, source)
     content = read_bytes(source)
     try:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from trtq.errors import ArtifactError
-from trtq.files import copy_atomically, hash_file, write_atomically
+from trtq.files import copy_atomically, hash_file, read_file, write_atomically
 from trtq.models.preprocess import Preprocess, describe
 from trtq.models.toml import read_table
 from trtq.pipeline.deliver.deepstream import (
@@ -152,7 +152,7 @@ def _list_conditions(build: BuiltModel, files: list[str]) -> list[str]:
 
 def _read_labels(path: Path) -> list[str]:
     try:
-        names = path.read_text(encoding="utf-8").split("\n")
+        names = read_file(path).decode("utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise ArtifactError(f"cannot read the labels {path}: {error}") from error
     found = [name.strip() for name in names if name.strip()]

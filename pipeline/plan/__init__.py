@@ -24,6 +24,7 @@ from trtq.pipeline.graph.load import Graph, load
 from trtq.pipeline.graph.operands import DEQUANTIZE
 from trtq.pipeline.graph.state import pair_states
 from trtq.pipeline.plan.mixture import Mixture, list_mixtures
+from trtq.pipeline.plan.positions import check_positions
 from trtq.pipeline.plan.scheme import SchemePlan
 from trtq.pipeline.plan.sizes import DynamicSizes as DynamicSizes
 from trtq.pipeline.rewrite.weights.choose import ChosenWeight, choose_weights, group_by_weight
@@ -157,6 +158,7 @@ def plan_model(
     graph = load(Path(path), min_opset=13)
     shapes = (sizes or DynamicSizes()).shapes_of(graph.inputs)
     fixed = fix_shapes(graph.model, shapes)
+    unchecked = tuple(check_positions(fixed, graph.inputs, shapes))
     held = None if kv_cache == FP16.name else _KV_CACHES[kv_cache].bits // 8
     states = {width: count_state_bytes(fixed, held or width) for width in (4, 2)}
     if held is not None and not states[2]:
@@ -187,6 +189,7 @@ def plan_model(
         schemes.append(measure(name, scheme, skip, width))
     notes = (
         *_notes(graph, shapes, peaks[2], kv_cache if states[2] else None),
+        *unchecked,
         *_note_double(double_quant),
     )
     plan = _judge(MemoryPlan(graph.path.name, count, tuple(schemes), notes=notes), gpu_memory_bytes)

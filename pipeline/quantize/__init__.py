@@ -11,6 +11,7 @@ import onnx_ir as ir
 
 from trtq.calibrators.ranges import Ranges
 from trtq.errors import ArtifactError, UsageError
+from trtq.files import move_atomically
 from trtq.models.session import save
 from trtq.models.spec import PER_TOKEN, ModelSpec
 from trtq.pipeline.calibrate import load_to_quantize
@@ -155,8 +156,7 @@ def _save_whole(model: ir.Model, output: Path) -> Path:
             data = output.with_name(f"{output.name}.{next(numbers)}.data")
         with open_temporary_folder(output) as folder:
             save(model, folder / output.name, data.name)
-            for part in sorted(folder.iterdir(), reverse=True):  # the weights before the graph
-                part.replace(output.parent / part.name)
+            move_atomically(folder, output.parent)
         for path in earlier:
             path.unlink()
     except OSError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 import shutil
@@ -15,6 +16,8 @@ from trtq.locks import CAN_LOCK, lock
 from trtq.temporary import is_device, open_temporary_file
 
 _BLOCK_BYTES = 1 << 22
+_MOST_PIPED = 1 << 28
+"""Bytes that a pipe or device may give: /dev/zero does not end."""
 
 
 @contextlib.contextmanager
@@ -35,6 +38,23 @@ def refuse_damage(error: type[TrtqError], what: str) -> Iterator[None]:
         raise error(f"{what}: {quote(problem)}") from problem
 
 
+def read_file(path: Path) -> bytes:
+    """Returns the content of a file, or of a pipe or device that ends, such as /dev/stdin.
+
+    Raises:
+        OSError: It cannot be read; or it is no regular file and gives more than 256 MiB.
+    """
+    with path.open("rb") as file:
+        if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            return file.read()
+        content = file.read(_MOST_PIPED + 1)
+    if len(content) > _MOST_PIPED:
+        raise OSError(
+            errno.EFBIG, f"it is a pipe or device with more than {_MOST_PIPED >> 20} MiB, not a regular file"
+        )
+    return content
+
+
 def write_atomically(path: Path, data: bytes) -> None:
     """Writes a file whole, or leaves what was there as it was.
 
@@ -42,19 +62,16 @@ def write_atomically(path: Path, data: bytes) -> None:
     in one step. On failure the temporary file is removed, and so is what an earlier run left that was killed.
 
     Args:
-        path: The file to write, in a folder that exists; a file of that name is replaced.
+        path: The file to write, in a folder that exists; a file of that name is replaced. Of a symbolic link,
+            the file that it leads to.
         data: The whole content.
 
     Raises:
         ArtifactError: The file cannot be written: no such folder, no permission, no room.
     """
     try:
-        with open_temporary_file(path) as temporary:
-            with temporary.open("wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
+        with _open_replacement(path) as temporary:
+            temporary.write_bytes(data)
     except OSError as error:
         raise ArtifactError(
             f"cannot write {path}: {error.strerror or error}; "
@@ -69,15 +86,55 @@ def copy_atomically(source: Path, path: Path) -> None:
         ArtifactError: The file cannot be read or written.
     """
     try:
-        with open_temporary_file(path) as temporary:
+        with _open_replacement(path) as temporary:
             shutil.copyfile(source, temporary)
-            sync_file(temporary)
-            temporary.replace(path)
     except OSError as error:
         raise ArtifactError(
             f"cannot copy {source} to {path}: {error.strerror or error}; its folder must exist, be "
             f"writable and have room for it"
         ) from error
+
+
+def move_atomically(folder: Path, target: Path) -> None:
+    """Moves the files in a folder beside it to another one, the last names first, each whole or not at all.
+
+    A graph goes after its weights, whose name is longer. Where there is a symbolic link of a file's name, the
+    file that it leads to is replaced.
+
+    Args:
+        folder: On the same disk as the target.
+        target: The other folder.
+
+    Raises:
+        OSError: A file cannot be written.
+        ArtifactError: Nor can the one that a link leads to.
+    """
+    for part in sorted(folder.iterdir(), reverse=True):
+        path = target / part.name
+        if path.is_symlink():
+            copy_atomically(part, path)
+        else:
+            part.replace(path)
+
+
+@contextlib.contextmanager
+def _open_replacement(path: Path) -> Iterator[Path]:
+    """Yields a file to write, which then takes the place of `path` or of what that link leads to."""
+    target = _follow(path)
+    with open_temporary_file(target) as temporary:
+        yield temporary
+        sync_file(temporary)
+        temporary.replace(target)
+
+
+def _follow(path: Path) -> Path:
+    """Returns the file that a symbolic link leads to, or the path itself; OSError for links in a circle."""
+    if not path.is_symlink():
+        return path
+    target = Path(os.path.realpath(path))
+    if target.is_symlink():
+        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
+    return target
 
 
 def sync_file(path: Path) -> None:
@@ -151,6 +208,18 @@ def _find_mode(path: Path) -> int:
         return 0
 
 
+def resolve_name(path: Path) -> Path:
+    """Returns the path, which other files are to be called after, with a name for `.` and `..`.
+
+    Raises:
+        UsageError: It is the root, which has none.
+    """
+    named = path if path.name not in ("", "..") else Path(os.path.abspath(path))  # noqa: PTH100 - links stay
+    if not named.name:
+        raise UsageError(f"{path} has no name for the output; name it with --output")
+    return named
+
+
 def as_argument(path: str) -> str:
     """Returns a path as a word of a command line, which must not look like an option."""
     return f"./{path}" if path.startswith("-") else path
@@ -220,23 +289,28 @@ def check_output(output: Path, *sources: Path | str | None, option: str = "--out
         ArtifactError: It is a folder or a device, or lies in none, or in one that cannot be written to; it is
             a source, or lies in one.
     """
-    for source in sources:
-        if source is not None:
-            _refuse_source(output, source, option)
-    if output.is_dir():
-        raise ArtifactError(f"cannot write {output}: it is a folder; name a file in it")
-    if is_device(output):
-        raise ArtifactError(f"cannot write {output}: it is a device or pipe, not a regular file; name a file")
-    folder = output.absolute().parent
-    if not folder.is_dir():
-        raise ArtifactError(f"cannot write {output}: there is no folder {folder}; make it, or choose another")
     try:
-        with open_temporary_file(output):
+        target = _follow(output)
+        for source in sources:
+            if source is not None:
+                _refuse_source(output, source, option)
+        _refuse_place(output, target.absolute().parent)
+        with open_temporary_file(target):
             pass
     except OSError as error:
         raise ArtifactError(
             f"cannot write {output}: {error.strerror or error}; its folder must be writable"
         ) from error
+
+
+def _refuse_place(output: Path, folder: Path) -> None:
+    """Refuses what no file may take the place of, and a file in no folder."""
+    if output.is_dir():
+        raise ArtifactError(f"cannot write {output}: it is a folder; name a file in it")
+    if is_device(output):
+        raise ArtifactError(f"cannot write {output}: it is a device or pipe, not a regular file; name a file")
+    if not folder.is_dir():
+        raise ArtifactError(f"cannot write {output}: there is no folder {folder}; make it, or choose another")
 
 
 def _refuse_source(output: Path, source: Path | str, option: str) -> None:

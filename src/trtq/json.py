@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from trtq.errors import ArtifactError, TrtqError
+from trtq.files import read_file
 
 T = TypeVar("T")
 
@@ -76,7 +77,7 @@ class FileKind(Generic[T]):
             ArtifactError: It cannot be read, or as `decode`.
         """
         try:
-            content = Path(path).read_bytes()
+            content = read_file(Path(path))
         except OSError as error:
             raise ArtifactError(f"cannot read the {self.noun} {path}: {error.strerror}") from error
         return self.decode(content, path)

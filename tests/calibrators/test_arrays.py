@@ -64,9 +64,9 @@ def test_a_batch_tells_its_samples(tmp_path: Path) -> None:
     path = tmp_path / "calib.npz"
     path.write_bytes(_npz({"x": X}))
     assert [feed.source for feed in open_array_file(LocalFile(path), ["x"], 4)] == [
-        f"{path}, samples 0 to 3",
-        f"{path}, samples 4 to 7",
-        f"{path}, samples 8 to 9",
+        f"{path} (samples 0 to 3)",
+        f"{path} (samples 4 to 7)",
+        f"{path} (samples 8 to 9)",
     ]
 
 

@@ -201,7 +201,7 @@ def test_an_additive_mask_may_hold_minus_infinity() -> None:
     image[1, 1] = -np.inf
     check_feed(_feed(image=image), [IMAGE])
     image[0, 0, 0] = 0.5
-    with pytest.raises(DataError, match="has 3 values that are NaN or infinite"):
+    with pytest.raises(DataError, match="has 3 NaN or infinite values"):
         check_feed(_feed(image=image), [IMAGE])
 
 
@@ -211,14 +211,14 @@ def test_nan_and_infinity_are_counted_and_the_sample_is_named(bad: float) -> Non
     image[2, 1, 1] = image[3, 0, 0] = image[2, 1, 2] = bad
     with pytest.raises(
         DataError,
-        match=r"^input 'image' of calib/0007.npz has 3 values that are NaN or infinite, "
+        match=r"^input 'image' of calib/0007.npz has 3 NaN or infinite values, "
         r"the first in its sample 2; clean the data$",
     ):
         check_feed(_feed(image=image), [IMAGE])
 
 
 def test_a_scalar_that_is_nan_is_refused() -> None:
-    with pytest.raises(DataError, match="has 1 values that are NaN or infinite, the first in its sample 0"):
+    with pytest.raises(DataError, match="has 1 NaN or infinite value, the first in its sample 0"):
         check_feed(_feed(gain=np.array(np.nan, np.float32)), [TensorSpec("gain", "float32", ())])
 
 

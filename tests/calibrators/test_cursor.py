@@ -72,7 +72,7 @@ def test_other_data_under_the_same_name_is_refused(tmp_path: Path) -> None:
     path, again = tmp_path / "x.npz", [TensorSpec("x", "float32", ("N", 2))]
     np.savez(path, x=np.ones((4, 2), np.float32))
     content = pickle.dumps(FeedCursor(open_batches(str(path), again, 2)))
-    assert _source(pickle.loads(content).find(1)) == f"{path}, samples 2 to 3"
+    assert _source(pickle.loads(content).find(1)) == f"{path} (samples 2 to 3)"
     np.savez(path, x=np.zeros((4, 2), np.float32))
     words = r"x\.npz is other data where a worker reads it than here; give data that all workers see under"
     changed = pickle.dumps(FeedCursor(open_batches(str(path), again, 2)))

@@ -99,15 +99,15 @@ def test_nan_inside_the_model_names_tensor_and_feed() -> None:
     model = _model(f"{HEAD} log (float[N,2] x) => (float[N,2] y) {{ [log] h = Log(x)  y = Relu(h) }}")
     with pytest.raises(
         DataError,
-        match=r"^tensor 'h' of the float model, made by node 'log' \(Log\), has 1 values that are NaN or "
-        r"infinite on feed 1; leave this data out or repair the model$",
+        match=r"^tensor 'h' of the float model, made by node 'log' \(Log\), has 1 NaN or infinite "
+        r"value on feed 1; leave this data out or repair the model$",
     ):
         observe(model, ["x", "h"], _batches({"x": [[1, 2]]}, {"x": [[1, -1]]}))
 
 
 def test_infinity_inside_the_model_names_tensor_and_feed() -> None:
     model = _model(f"{HEAD} exp (float[N,2] x) => (float[N,2] y) {{ h = Exp(x)  y = Relu(h) }}")
-    with pytest.raises(DataError, match=r"tensor 'h' .* has 2 values that are NaN or infinite on feed 0;"):
+    with pytest.raises(DataError, match=r"tensor 'h' .* has 2 NaN or infinite values on feed 0;"):
         observe(model, ["h"], _batches({"x": [[100, 100]]}))
 
 
@@ -269,9 +269,7 @@ def test_a_sample_of_a_feed_that_is_cut_is_named_by_its_place(monkeypatch: pytes
     model = _model(f"{HEAD} log (float[N,2] x) => (float[N,2] y) {{ [log] h = Log(x)  y = Relu(h) }}")
     monkeypatch.setattr(plan, "_PART_BYTES", 16)
     feed = {"x": [[1, 2]] * 7 + [[1, -1]]}
-    with pytest.raises(
-        DataError, match=r"has 1 values that are NaN or infinite on feed 0, in its sample 7; leave"
-    ):
+    with pytest.raises(DataError, match=r"has 1 NaN or infinite value on feed 0, in its sample 7; leave"):
         observe(model, ["h"], replace(_batches(feed), feed_samples=8))
 
 

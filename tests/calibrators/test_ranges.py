@@ -83,7 +83,9 @@ def test_ranges_are_read_as_they_were_written(tmp_path: Path) -> None:
 def test_every_number_comes_back_exactly(
     tmp_path: Path, tensors: dict[str, tuple[float, float, float]]
 ) -> None:
-    ranges = Ranges({name: Range(*item) for name, item in tensors.items()}, "minmax()", "", "", 1)
+    ranges = Ranges(
+        {name: Range(amax, *sorted(ends)) for name, (amax, *ends) in tensors.items()}, "minmax()", "", "", 1
+    )
     (tmp_path / "ranges.json").write_bytes(ranges_to_json(ranges))
     assert read_ranges(tmp_path / "ranges.json") == ranges
 
@@ -154,6 +156,10 @@ def test_repairs_come_back_as_they_were_written(tmp_path: Path) -> None:
         (
             lambda d: d["tensors"]["images"].update(max=float("inf")),
             "max must be finite, got .* and inf",
+        ),
+        (
+            lambda d: d["tensors"]["images"].update(min=2.0, max=1.0),
+            "min must be at most max, got 2.0",
         ),
         (lambda d: d["tensors"]["images"].update(max=True), "Expected `float`, got `bool`"),
         (lambda d: d["tensors"]["images"].pop("max"), "missing required field `max`"),

@@ -335,3 +335,14 @@ def test_the_reference_is_relative_to_the_file_that_names_it(tmp_path: Path) -> 
 def test_the_mark_that_notepad_writes_is_passed_over(tmp_path: Path) -> None:
     (tmp_path / "model.toml").write_bytes(b'\xef\xbb\xbf[calibration]\r\nmethod = "minmax"\r\n')
     assert read_spec(tmp_path / "model.toml").calibration.method == "minmax"
+
+
+@pytest.mark.parametrize(
+    "text", ['[calibration]\ndata = "a\\u0000b"', '[layers]\nskip = ["a\\u0000"]', '"\\U00000000" = 1']
+)
+def test_a_nul_is_refused_wherever_it_is(text: str, tmp_path: Path) -> None:
+    (tmp_path / "model.toml").write_text(text)
+    with pytest.raises(
+        UsageError, match=r"model\.toml has the character .u0000 in a text, which no name may"
+    ):
+        read_spec(tmp_path / "model.toml")

@@ -73,10 +73,13 @@ def test_labels_may_stand_beside_the_inputs(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arrays", "message"),
     [
-        ({"y": X}, r"calib.npz, samples 0 to 7 has no array 'x'; it has y, the model takes x$"),
-        ({"x": X.astype("i8")}, r"input 'x' of .*, samples 0 to 7 is int64, the model expects float32; "),
-        ({"x": X[:, :1]}, r"samples 0 to 7 has shape \(8, 1\), the model expects \(N, 2\); "),
-        ({"x": np.where(X == 18, np.nan, X)}, r"samples 8 to 9 has 1 values .*, the first in its sample 1;"),
+        ({"y": X}, r"calib.npz \(samples 0 to 7\) has no array 'x'; it has y, the model takes x$"),
+        ({"x": X.astype("i8")}, r"input 'x' of .* \(samples 0 to 7\) is int64, the model expects float32; "),
+        ({"x": X[:, :1]}, r"samples 0 to 7\) has shape \(8, 1\), the model expects \(N, 2\); "),
+        (
+            {"x": np.where(X == 18, np.nan, X)},
+            r"samples 8 to 9\) has 1 NaN or infinite value, the first in",
+        ),
         ({"x": X[:0]}, r"calib.npz holds no samples; give at least one$"),
     ],
 )
@@ -311,7 +314,7 @@ def test_a_name_that_is_no_utf_8_is_taken(tmp_path: Path) -> None:
 def test_data_that_is_not_there_is_told(tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
         open_batches(str(tmp_path / "gone.npz"), OPEN, 8)
-    assert str(caught.value) == f"there is no calibration data {tmp_path / 'gone.npz'}; give {ACCEPTED_DATA}"
+    assert str(caught.value) == f"there is no data {tmp_path / 'gone.npz'}; give {ACCEPTED_DATA}"
 
 
 @pytest.mark.parametrize("name", ["calib.csv", "calib.py", "calib"])

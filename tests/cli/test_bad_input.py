@@ -152,48 +152,47 @@ def _folder_of_text() -> None:
 @pytest.mark.parametrize(
     ("prepare", "name", "message"),
     [
-        pytest.param(lambda: None, "bad.npz", "there is no calibration data bad.npz; give ", id="no file"),
+        pytest.param(lambda: None, "bad.npz", "there is no data bad.npz; give ", id="no file"),
         pytest.param(
             lambda: np.savez("bad.npz", image=_samples()),
             "bad.npz",
-            "bad.npz, samples 0 to 7 has no array 'x'; it has image, the model takes x",
+            "bad.npz (samples 0 to 7) has no array 'x'; it has image, the model takes x",
             id="name",
         ),
         pytest.param(
             lambda: np.savez("bad.npz", x=_samples(), label=_samples()),
             "bad.npz",
-            "bad.npz, samples 0 to 7 has an array 'label' that the model does not take; its inputs are x",
+            "bad.npz (samples 0 to 7) has an array 'label' that the model does not take; its inputs are x",
             id="more names",
         ),
         pytest.param(
             lambda: np.savez("bad.npz", x=_samples()[:, :1]),
             "bad.npz",
-            "input 'x' of bad.npz, samples 0 to 7 has shape (8, 1, 8, 8), the model expects (N, 3, 8, 8)",
+            "input 'x' of bad.npz (samples 0 to 7) has shape (8, 1, 8, 8), the model expects (N, 3, 8, 8)",
             id="shape",
         ),
         pytest.param(
             lambda: np.save("bad.npy", _samples().reshape(20, -1)),
             "bad.npy",
-            "input 'x' of bad.npy, samples 0 to 7 has shape (8, 192), the model expects (N, 3, 8, 8)",
+            "input 'x' of bad.npy (samples 0 to 7) has shape (8, 192), the model expects (N, 3, 8, 8)",
             id="rank",
         ),
         pytest.param(
             lambda: np.savez("bad.npz", x=_samples().astype(np.uint8)),
             "bad.npz",
-            "input 'x' of bad.npz, samples 0 to 7 is uint8, the model expects float32",
+            "input 'x' of bad.npz (samples 0 to 7) is uint8, the model expects float32",
             id="dtype",
         ),
         pytest.param(
             lambda: _with_nan(np.nan),
             "bad.npz",
-            "input 'x' of bad.npz, samples 16 to 19 has 1 values that are NaN or infinite, the first in its "
-            "sample 1",
+            "input 'x' of bad.npz (samples 16 to 19) has 1 NaN or infinite value, the first in its sample 1",
             id="NaN",
         ),
         pytest.param(
             lambda: _with_nan(np.inf),
             "bad.npz",
-            "input 'x' of bad.npz, samples 16 to 19 has 1 values that are NaN or infinite",
+            "input 'x' of bad.npz (samples 16 to 19) has 1 NaN or infinite value",
             id="infinity",
         ),
         pytest.param(

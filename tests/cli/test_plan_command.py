@@ -154,3 +154,60 @@ def test_more_positions_than_the_rotary_table_has_are_refused(tmp_path: Path) ->
         "model takes 64 at the most: choose smaller sizes (--past plus --new, or --seq), or export it with a "
         "longer table\n",
     )
+
+
+_BY_POSITION = """<ir_version: 10, opset_import: ["": 23]>
+    g (int64[B,S] input_ids, int64[B,T] attention_mask, int64[B,S] position_ids,
+       float[B,2,P,32] past_key, float[B,2,P,32] past_value)
+      => (float[B,S,32] y, float[B,2,T,32] present_key, float[B,2,T,32] present_value) {{
+      words = Gather (vocabulary, input_ids)
+      {}
+      present_key = Concat <axis = 2> (past_key, new) present_value = Concat <axis = 2> (past_value, new)
+    }}"""
+_LOOKUPS = {
+    "positions": "[look] at = Gather (table, position_ids) y = Add (words, at)",
+    "shifted": """moved = Add (position_ids, two) less = Sub (moved, two)
+      [look] at = Gather (table, less) y = Add (words, at)""",
+    "mask": """sum = CumSum (attention_mask, one) all = Sub (sum, one)
+      behind = Shape <start = 2, end = 3> (past_key) end = Shape <start = 1, end = 2> (attention_mask)
+      last = Slice (all, behind, end, ones) [look] at = Gather (table, last) y = Add (words, at)""",
+    "rotary": """heads = Unsqueeze (words, ones)
+      [look] turned = RotaryEmbedding (heads, table, table, position_ids) y = Squeeze (turned, ones)""",
+}
+
+
+def _save_decoder(path: Path, lookup: str) -> Path:
+    body = f"{lookup} head = Unsqueeze (words, ones) new = Concat <axis = 1> (head, head)"
+    model = onnx.parser.parse_model(_BY_POSITION.format(body))
+    values = {
+        "vocabulary": np.ones((7, 32), np.float32),
+        "table": np.ones((64, 16 if "Rotary" in lookup else 32), np.float32),
+        "one": np.int64(1),
+        "two": np.int64(2),
+        "ones": np.array([1]),
+    }
+    for name, value in values.items():
+        if name in body or name == "vocabulary":
+            model.graph.initializer.append(onnx.numpy_helper.from_array(np.asarray(value), name))
+    onnx.save(model, path)
+    return path
+
+
+@pytest.mark.parametrize("lookup", _LOOKUPS)
+def test_a_table_that_is_read_by_positions_or_a_mask_is_checked(lookup: str, tmp_path: Path) -> None:
+    path = _save_decoder(tmp_path / "decoder.onnx", _LOOKUPS[lookup])
+    assert trtq("plan", path, "--past", "60", "--new", "4").exit_code == 0
+    result = trtq("plan", path, "--past", "60", "--new", "5")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr.startswith(
+        "error: node 'look' reads entry 64 of 'table', which has 64; if these are"
+    )
+
+
+def test_a_table_that_cannot_be_checked_is_named(tmp_path: Path) -> None:
+    lookup = """short = Cast <to = 5> (position_ids) own = Max (short, short) long = Cast <to = 7> (own)
+      at = Gather (table, long) y = Add (words, at)"""  # ONNX Runtime has no Max of int16
+    path = _save_decoder(tmp_path / "decoder.onnx", lookup)
+    result = trtq("plan", path, "--past", "60", "--new", "5")
+    assert result.exit_code == 0
+    assert "whether 'table' has an entry for each position is not checked" in result.stdout

@@ -26,6 +26,14 @@ def test_the_page_is_written_beside_the_folder(folder: Path) -> None:
     assert (folder.parent / "model.trtq.html").read_bytes() == (folder / "report.html").read_bytes()
 
 
+def test_a_folder_is_known_from_within(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    assert trtq("report", ".").stdout == f"written to {folder.parent / 'model.trtq.html'}\n"
+    for command in ("init . --force", "quantize . --weights int8", "migrate . calibration.cache"):
+        result = trtq(*command.split())
+        assert (result.exit_code, result.stderr) == (2, "error: . is a folder; give the .onnx file in it\n")
+
+
 def test_it_goes_where_it_is_told_to(folder: Path, tmp_path: Path) -> None:
     result = trtq("report", folder, "-o", tmp_path / "r.html", "-q")
     assert (result.exit_code, result.stdout) == (0, "")

@@ -175,7 +175,7 @@ def test_a_driver_that_is_killed_goes_on_from_its_checkpoint(
 
 def test_an_error_on_a_worker_names_its_machine(nodes: Any, tmp_path: Path) -> None:
     call = partial(open_batches, inputs=(), batch_size=1)
-    words = r"^on the machine [\d.]+: there is no calibration data .*nothing\.npz; give "
+    words = r"^on the machine [\d.]+: there is no data .*nothing\.npz; give "
     with pytest.raises(DataError, match=words):
         list(Ray(nodes.address).map(call, [str(tmp_path / "nothing.npz")]))
 

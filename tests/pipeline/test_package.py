@@ -277,10 +277,10 @@ def test_without_the_calibration_data_the_warm_up_is_random(
     rewrite(folder, "manifest.json", lambda manifest: manifest["settings"]["model"].update(data))
     done = package(folder, tmp_path / "models")
     assert uses_random_data(done)
-    assert any("there is no calibration data moved.npz" in note for note in done.notes)
+    assert any("there is no data moved.npz" in note for note in done.notes)
     given = PackageSpec(warmup_data=str(built.parent / "calibration.npz"))
     assert not uses_random_data(package(folder, tmp_path / "other", given))
-    with pytest.raises(DataError, match=r"there is no calibration data nowhere\.npz"):
+    with pytest.raises(DataError, match=r"there is no data nowhere\.npz"):
         package(folder, tmp_path / "third", PackageSpec(warmup_data="nowhere.npz"))
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import onnx_ir as ir
 
 from trtq.errors import ModelError
-from trtq.pipeline.graph.lint import codes, formats, layers
+from trtq.pipeline.graph.lint import codes, formats, layers, pairs
 from trtq.pipeline.graph.lint.finding import Finding
 
 _RULES = (
@@ -18,6 +18,7 @@ _RULES = (
     codes.check_constant,
     codes.check_bound,
     codes.check_pool,
+    pairs.check_pair,
     formats.check_dynamic,
     layers.check_layer,
     layers.check_recurrent,
@@ -50,7 +51,7 @@ def refuse(findings: Sequence[Finding]) -> None:
     Raises:
         ModelError: There is such a finding; the first are named with their reasons.
     """
-    bad = [finding for finding in findings if finding.effect != "float"]
+    bad = [finding for finding in findings if finding.is_stopping]
     if not bad:
         return
     first = bad[0]

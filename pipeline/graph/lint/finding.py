@@ -7,9 +7,10 @@ from typing import Literal
 
 import onnx_ir as ir
 
-Effect = Literal["refused", "wrong", "float"]
+Effect = Literal["refused", "wrong", "float", "suspect"]
 """refused: TensorRT does not parse or build the model. wrong: it builds, and computes something else than the
-file says. float: it builds, and the layer silently runs in float, with its conversions."""
+file says. float: it builds, and the layer silently runs in float, with its conversions. suspect: it builds,
+and computes what the file says, which is hardly what was meant."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +32,11 @@ class Finding:
     op_type: str
     reason: str
     advice: str
+
+    @property
+    def is_stopping(self) -> bool:
+        """Whether a build would fail, or compute something else than the file."""
+        return self.effect in ("refused", "wrong")
 
 
 def report(rule: str, effect: Effect, node: ir.Node, reason: str, advice: str) -> Finding:

@@ -56,8 +56,13 @@ def repair_graph(
     repaired = repair(graph.model, requantize=requantize)
     for sentence, is_exact in summarize_changes(repaired.changes):
         (watcher.note if is_exact else watcher.warn)(sentence)
+    found = lint(repaired.model, targets)
     if for_tensorrt:
-        refuse(lint(repaired.model, targets))
+        refuse(found)
+    if suspect := [finding for finding in found if finding.effect == "suspect"]:
+        first, others = suspect[0], len(suspect) - 1
+        more = f"; and {others} more" if others else ""
+        watcher.warn(f"node {first.node!r} ({first.op_type}): {first.reason}; {first.advice}{more}")
     return replace(
         graph,
         model=repaired.model,

@@ -11,22 +11,20 @@ from numpy.typing import NDArray
 
 from trtq.calibrators.ranges import QMAX
 from trtq.pipeline.graph.edit import GraphEditor
+from trtq.pipeline.graph.lint.pairs import check_pair
 from trtq.pipeline.graph.operands import (
+    CODE_MOVES,
     DEQUANTIZE,
     QUANTIZE,
     find_code_dtype,
     find_constant,
+    list_moved_codes,
     read_axis,
     read_points,
 )
 from trtq.pipeline.graph.repair.change import Change, name_rule, set_params
 from trtq.pipeline.graph.repair.constants import broadcast_along
 
-_MOVES = frozenset({
-    "Concat", "DepthToSpace", "Expand", "Flatten", "Gather", "Identity", "MaxPool", "Reshape", "Slice",
-    "SpaceToDepth", "Split", "Squeeze", "Transpose", "Unsqueeze",
-})  # fmt: skip
-"""Operators on codes that commute with adding a constant to all of them."""
 _SYMMETRIC = (ir.DataType.INT8, ir.DataType.FLOAT8E4M3FN)
 _ROUNDED = 2.0**-10
 """By how much of itself a scale may be smaller or larger for its dtype."""
@@ -104,25 +102,19 @@ def _follow(start: ir.Value, seen: set[ir.Value]) -> tuple[set[ir.Node], list[ir
         producer = value.producer()
         if producer is not None and producer.op_type == QUANTIZE:
             ends.add(producer)
-        elif producer is not None and producer.op_type in _MOVES:
-            todo += _moved(producer)
+        elif producer is not None and producer.op_type in CODE_MOVES:
+            todo += list_moved_codes(producer)
         else:
             is_closed = False
         is_closed = is_closed and not value.is_graph_output()
         for user, place in value.uses():
             if user.op_type == DEQUANTIZE and place == 0:
                 ends.add(user)
-            elif user.op_type in _MOVES and value in _moved(user):
+            elif user.op_type in CODE_MOVES and value in list_moved_codes(user):
                 todo += user.outputs
             else:
                 is_closed = False
     return (ends, values) if is_closed else None
-
-
-def _moved(node: ir.Node) -> list[ir.Value]:
-    """Returns the inputs of a moving node that are codes."""
-    inputs = node.inputs if node.op_type == "Concat" else node.inputs[:1]
-    return [value for value in inputs if value is not None]
 
 
 def repair_flows(edit: GraphEditor, *, shapes: bool = True) -> Iterator[Change]:
@@ -174,6 +166,8 @@ def requantize_flows(edit: GraphEditor) -> Iterator[Change]:
     for flow in list_flows(edit.graph):
         dtype, first, points = flow.dtype, flow.scales[0], flow.points[0]
         if dtype is None or not dtype.is_integer() or flow.is_constant:
+            continue
+        if any(next(check_pair(node), None) for node in flow.nodes):  # nobody knows which of both was meant
             continue
         same = all(scale.tobytes() == first.tobytes() for scale in flow.scales)
         steps = first.astype(np.float64)

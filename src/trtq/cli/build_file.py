@@ -18,7 +18,7 @@ from trtq.cli.build_kinds import KEY, MachineKind, find_kinds, name_output, read
 from trtq.cli.options import Given
 from trtq.cli.sizes import parse_bytes
 from trtq.errors import TrtqError, UsageError, quote
-from trtq.files import is_file
+from trtq.files import is_file, resolve_name
 from trtq.models.address import resolve_address
 from trtq.pipeline.build.delivery import choose_places
 from trtq.pipeline.build_all import CommandJob
@@ -206,7 +206,7 @@ def _entry(
         problems.append(str(error))
     if problems:
         raise UsageError(_SEPARATOR.join(problems))
-    output: Path = ctx.params["output"] or model.with_suffix(".trtq")
+    output: Path = ctx.params["output"] or resolve_name(model).with_suffix(".trtq")
     stem = output.stem
     if is_one_of_several and kind is not None:
         output = name_output(output, kind.name)

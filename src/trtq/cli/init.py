@@ -14,7 +14,7 @@ from trtq.cli.console import echo, open_console
 from trtq.cli.help import GroupedCommand
 from trtq.cli.options import Given
 from trtq.errors import UsageError
-from trtq.files import as_argument, check_output, is_there, refuse_name, write_atomically
+from trtq.files import as_argument, check_output, is_there, refuse_name, resolve_name, write_atomically
 from trtq.models.preprocess import Preprocess, describe
 from trtq.models.spec import CalibrationSpec, EvaluationSpec, ModelSpec, find_path
 from trtq.pipeline.init import PRESETS, InitialSettings, ModelHints, find_hints, init
@@ -55,7 +55,7 @@ def command(
       trtq init model.onnx
       trtq init model.onnx --preset yolo --calib-data street/
     """
-    path = output or model.with_suffix(".toml")
+    path = output or resolve_name(model).with_suffix(".toml")
     check_output(path, model)
     if path.exists() and not force:
         raise UsageError(f"{path} already exists; --force overwrites it, -o names another file")

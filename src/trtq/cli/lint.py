@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from trtq.pipeline.lint import LintItem, LintReport
 
-_STYLES = {"refused": "bold red", "wrong": "bold red", "float": "yellow"}
+_STYLES = {"refused": "bold red", "wrong": "bold red", "float": "yellow", "suspect": "yellow"}
 _MOST_NODES = 3
 
 
@@ -45,7 +45,7 @@ _MOST_NODES = 3
 @options.json_option
 @click.option("-v", "--verbose", is_flag=True, help="List every node, not only the first few of each rule.")
 def command(model: Path, targets: tuple[str, ...], sarif: Path | None, as_json: bool, verbose: bool) -> None:
-    """Find Q/DQ that TensorRT rejects, interprets differently, or silently runs in float.
+    """Find Q/DQ that TensorRT rejects, reads differently or silently runs in float, and mismatched pairs.
 
     Builds nothing. Each finding has the rule, the node, the reason and the repair. The exit code is 2 if
     `trtq build` would refuse the model, because there is no exact repair.

@@ -141,7 +141,8 @@ def command(
 
 def _print(plan: MemoryPlan) -> None:
     console = open_console()
-    console.print(f"{plan.subject}  {plan.num_params:,} weights", soft_wrap=True)
+    noun = "weight" if plan.num_params == 1 else "weights"
+    console.print(f"{plan.subject}  {plan.num_params:,} {noun}", soft_wrap=True)
     has_state = any(item.state_bytes for item in plan.schemes)
     headers = ["weights", "bits each", "engine", "activations", *(["of it state"] if has_state else [])]
     headers += ["total", *(["fits"] if plan.gpu_memory_bytes is not None else [])]

@@ -12,7 +12,7 @@ from trtq.cli.console import ConsoleWatcher, open_console, print_json
 from trtq.cli.help import GroupedCommand
 from trtq.cli.options import Given
 from trtq.errors import UsageError
-from trtq.files import check_output
+from trtq.files import check_output, resolve_name
 from trtq.models.spec import PER_TOKEN, CalibrationSpec, LayerSpec, OperatorSpec, QuantizationSpec
 from trtq.numbers import format_bytes
 from trtq.pipeline.engine.asked import Formats
@@ -81,7 +81,9 @@ def command(
             f"--calib-data is for --weight-method {' and '.join(DATA_METHODS)}, and for --kv-cache without "
             f"--ranges; nothing else here reads data"
         )
-    output = output or model.parent / f"{model.stem}.{target.name}.onnx"
+    if output is None:
+        named = resolve_name(model)
+        output = named.with_name(f"{named.stem}.{target.name}.onnx")
     check_output(output, model, ranges, *spec.sources)
     with ConsoleWatcher(quiet=quiet) as watcher:
         written = quantize(

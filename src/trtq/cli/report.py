@@ -12,7 +12,7 @@ from trtq.cli.console import open_console
 from trtq.cli.markdown import write_pair
 from trtq.cli.tables import create_table
 from trtq.errors import UsageError
-from trtq.files import check_outputs, write_atomically
+from trtq.files import check_outputs, resolve_name, write_atomically
 from trtq.pipeline.deliver.side_by_side import name_builds
 from trtq.pipeline.report import compare_builds, list_layers, report
 
@@ -68,7 +68,9 @@ def command(
         return
     if summary is not None:
         raise UsageError("--summary shows two builds side by side; give two folders")
-    output = output or folder.absolute().with_suffix(f"{folder.suffix}.html")
+    if output is None:
+        named = resolve_name(folder).absolute()
+        output = named.with_name(f"{named.name}.html")
     check_outputs({"--output": output, "--csv": table}, folder, sensitivity)
     write_atomically(output, report(folder, sensitivity))
     if table is not None:

@@ -20,11 +20,12 @@ if TYPE_CHECKING:
     from trtq.pipeline.graph.lint.finding import Finding
     from trtq.pipeline.lint import LintItem, LintReport
 
-_LEVELS: Mapping[str, str] = {"refused": "error", "wrong": "error", "float": "warning"}
+_LEVELS: Mapping[str, str] = {"refused": "error", "wrong": "error", "float": "warning", "suspect": "warning"}
 _EFFECTS: Mapping[str, str] = {
     "refused": "TensorRT refuses the model",
     "wrong": "TensorRT computes something else than the file says",
     "float": "TensorRT runs the layer in float",
+    "suspect": "TensorRT computes what the file says, which is hardly what was meant",
 }
 _REPAIRS: Mapping[str, str] = {
     "exact": "trtq build repairs it exactly: {what}",

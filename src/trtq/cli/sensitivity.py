@@ -19,7 +19,7 @@ from trtq.cli.options import Given
 from trtq.cli.sharing import find_workers, workers_options
 from trtq.cli.tables import create_table
 from trtq.errors import UsageError
-from trtq.files import check_outputs, write_atomically
+from trtq.files import check_outputs, resolve_name, write_atomically
 from trtq.models.spec import (
     CalibrationSpec,
     EvaluationSpec,
@@ -100,7 +100,7 @@ def command(
     spec = given.read_spec(model, _read_build(given, model) if model.is_dir() else None)
     if metric not in _RANKS:
         spec = replace(spec, accuracy=replace(spec.accuracy, metric=metric))
-    output = output or model.with_suffix(".sensitivity.json")
+    output = output or resolve_name(model).with_suffix(".sensitivity.json")
     if chart is not None and chart.suffix != ".svg":
         raise UsageError(f"the chart is an SVG file, {chart} is not named .svg")
     check_outputs({"--output": output, "--chart": chart}, model, *spec.sources)

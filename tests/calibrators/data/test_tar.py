@@ -317,7 +317,7 @@ def test_a_pattern_that_names_a_file_that_is_missing_is_told(tmp_path: Path) -> 
         DataError, match=r"^there is no file .*/other-\*.tar, which .*/\{shard,other\}-\*.tar n"
     ):
         read(tmp_path / "{shard,other}-*.tar")
-    with pytest.raises(DataError, match=r"^there is no calibration data .*/other-\*.tar; give "):
+    with pytest.raises(DataError, match=r"^there is no data .*/other-\*.tar; give "):
         read(tmp_path / "other-*.tar")
 
 

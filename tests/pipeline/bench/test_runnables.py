@@ -267,7 +267,7 @@ def test_settings_name_shapes_and_data(model: Path, data: Path) -> None:
 
 def test_data_that_is_named_must_be_there(model: Path, data: Path) -> None:
     assert feed_of(model, data=str(data))[1] == f"the first 1 sample of {data}"
-    with pytest.raises(DataError, match="there is no calibration data"):
+    with pytest.raises(DataError, match="there is no data"):
         feed_of(model, data=str(data) + "x")
     with pytest.raises(UsageError, match=r"^--data has its own shapes; leave --shapes out$"):
         feed_of(model, data=str(data), shapes={"x": (1, 4)})

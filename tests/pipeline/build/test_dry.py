@@ -107,10 +107,10 @@ def test_a_plan_finds_what_is_wrong_as_the_build_does(small: Path) -> None:
     other = small.with_name("other.npz")
     np.savez(other, x=np.zeros((8, 3, 8, 8), np.float32))
     labelled = EvaluationSpec(data=str(other), labels="truth")
-    with pytest.raises(DataError, match=r"other.npz, samples 0 to 7 has no labels 'truth'; it has x$"):
+    with pytest.raises(DataError, match=r"other.npz \(samples 0 to 7\) has no labels 'truth'; it has x$"):
         plan_build(small, spec=replace(spec_of(small), evaluation=labelled), target=CPU)
     np.savez(other, z=np.zeros((8, 3, 8, 8), np.float32))
-    with pytest.raises(DataError, match=r"other.npz, samples 0 to 7 has no array 'x'"):
+    with pytest.raises(DataError, match=r"other.npz \(samples 0 to 7\) has no array 'x'"):
         plan_build(small, str(other), target=CPU)
 
 

@@ -60,7 +60,7 @@ def test_a_large_model_is_hashed_when_it_is_asked_for_and_must_be_as_it_was(
     graph = load(path, min_opset=13)
     data = path.with_name("weights.bin")
     data.write_bytes(data.read_bytes() + bytes(1))
-    with pytest.raises(ModelError, match="its weights have changed since they were loaded; begin again"):
+    with pytest.raises(ModelError, match=r"weights\.bin has changed since the model was loaded; begin again"):
         _ = graph.sha256
 
 
@@ -179,3 +179,17 @@ def test_a_device_is_refused_and_not_read_in_the_background(
     for thread in left:
         thread.join(timeout=20)
     assert not [thread for thread in left if thread.is_alive()]
+
+
+def test_a_file_that_changes_while_its_model_is_loaded_has_no_digest(
+    path_of: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, _ = _external(path_of, tmp_path)
+    monkeypatch.setattr("trtq.pipeline.graph.load.start_in_background", lambda call: call)
+    changed, removed = load(path, min_opset=13), load(path, min_opset=13)
+    path.write_bytes(path.read_bytes() + bytes(2))
+    with pytest.raises(ModelError, match=r"\.onnx has changed since the model was loaded; begin again"):
+        _ = changed.sha256
+    path.unlink()
+    with pytest.raises(ModelError, match=r"cannot read the model .*\.onnx: No such file"):
+        _ = removed.sha256

@@ -137,7 +137,7 @@ def test_the_labels_of_a_file_come_with_the_feeds_in_their_order(graph: Graph, t
     np.testing.assert_array_equal(
         np.concatenate([feed.arrays[labels.array] for feed in feeds]), np.arange(100)
     )
-    assert feeds[1].source == f"{tmp_path / 'x.npy'}, samples 32 to 63"
+    assert feeds[1].source == f"{tmp_path / 'x.npy'} (samples 32 to 63)"
 
 
 def test_labels_are_an_array_or_a_file_or_none() -> None:

@@ -97,7 +97,7 @@ def test_fp16_is_not_judged_by_what_int8_does() -> None:
 def test_values_that_are_not_finite_fail_with_their_number() -> None:
     comparison = _comparison(_pair("int8", "fp32", math.nan, nonfinite=7))
     (reason,) = judge(comparison, _GATE, candidate="int8").reasons
-    assert reason.startswith("output 'y' has 7 values that are NaN or infinite where fp32 has numbers; worst")
+    assert reason.startswith("output 'y' has 7 NaN or infinite values where fp32 has numbers; worst")
 
 
 def test_a_reference_that_is_not_finite_fails() -> None:

@@ -201,3 +201,70 @@ def test_the_first_finding_that_stops_is_raised_with_the_names_of_the_next() -> 
     ):
         refuse(findings)
     refuse(findings[:1])
+
+
+@pytest.mark.parametrize(
+    ("between", "made", "read", "told"),
+    [
+        ("", {}, {"s": np.float32(0.1)}, "the scale 0.05, and it dequantizes with 0.1"),
+        ("", {}, {"s": np.full(16, 0.1, np.float32)}, "the scale 0.05, and it dequantizes with 0.1"),
+        (
+            "",
+            {},
+            {"s": np.linspace(0.05, 0.1, 16, dtype=np.float32)},
+            "other scales than it dequantizes with",
+        ),
+        ("Transpose", {}, {"s": np.float32(0.1)}, "the scale 0.05, and it dequantizes with 0.1"),
+        (
+            "",
+            {"s": np.linspace(0.05, 0.1, 16, dtype=np.float32), "axis": 1},
+            {"s": np.linspace(0.05, 0.1, 8, dtype=np.float32), "axis": 0},
+            "scales along axis 1, and it dequantizes with scales along axis 0",
+        ),
+        ("", {}, {"s": np.float32(0.0501)}, ""),  # rounded, as to bfloat16
+        ("", {}, {"s": np.full(16, 0.05, np.float32)}, ""),
+        (
+            "Transpose",  # which moves the axis
+            {"s": np.linspace(0.05, 0.1, 16, dtype=np.float32), "axis": 1},
+            {"s": np.linspace(0.05, 0.1, 16, dtype=np.float32), "axis": 0},
+            "",
+        ),
+    ],
+)
+def test_codes_that_are_read_otherwise_than_they_are_made_are_suspect(
+    model_of: ModelOf, between: str, made: dict[str, Any], read: dict[str, Any], told: str
+) -> None:
+    values = {"a": made.get("s", np.float32(0.05)), "b": read["s"]}
+    zeros = {f"z{name}": np.zeros(np.shape(scale), np.int8) for name, scale in values.items()}
+    move = "m = Transpose (q)" if between else "m = Identity (q)"
+    body = f"""q = QuantizeLinear <axis = {made.get("axis", 1)}> (x, a, za) {move if between else ""}
+    [dq] y = DequantizeLinear <axis = {read.get("axis", 1)}> ({"m" if between else "q"}, b, zb)"""
+    shape = "[16,8]" if between else "[8,16]"
+    model = model_of(f"g (float[8,16] x) => (float{shape} y) {{ {body} }}", opset=19, **values, **zeros)
+    found = [item for item in lint(model) if item.rule == "pair"]
+    assert [(item.effect, item.node) for item in found] == ([("suspect", "dq")] if told else [])
+    assert all(told in item.reason for item in found)
+    refuse(found)
+
+
+def test_blocks_of_two_sizes_are_suspect(model_of: ModelOf) -> None:
+    scales = [np.linspace(0.05, 0.1, 32 // size * 4, dtype=np.float32).reshape(-1, 4) for size in (8, 16)]
+    body = """q = QuantizeLinear <axis = 0, block_size = 8, output_dtype = 3> (x, a)
+    [dq] y = DequantizeLinear <axis = 0, block_size = 16> (q, b)"""
+    model = model_of(f"g (float[32,4] x) => (float[32,4] y) {{ {body} }}", opset=21, a=scales[0], b=scales[1])
+    (found,) = (item for item in lint(model) if item.rule == "pair")
+    assert "blocks of 8, and it dequantizes with blocks of 16" in found.reason
+
+
+def test_codes_that_are_read_as_another_type_are_wrong(rules_of: Callable[..., Any]) -> None:
+    body = "q = QuantizeLinear (x, s, z) [dq] y = DequantizeLinear (q, s, zu)"
+    found = rules_of("(float[8,16] x) => (float[8,16] y)", body, zu=np.uint8(0))
+    assert ("pair", "wrong", "dq") in found
+
+
+def test_every_part_of_a_concat_of_codes_is_compared(rules_of: Callable[..., Any]) -> None:
+    body = """q = QuantizeLinear (x, s, z) q2 = QuantizeLinear (x, s2, z) c = Concat <axis = 0> (q, q2)
+    [dq] y = DequantizeLinear (c, s, z)"""
+    interface = "(float[8,16] x) => (float[16,16] y)"
+    assert rules_of(interface, body, s2=np.float32(0.07)) == [("pair", "suspect", "dq")]
+    assert rules_of(interface, body, s2=np.float32(0.05)) == []

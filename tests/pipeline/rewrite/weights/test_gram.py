@@ -25,7 +25,7 @@ GPTQ = WeightScheme("int4", "gptq")
 
 
 def batches(value: float) -> Batches:
-    feed = Feed({"x": np.full((2, 64), value, np.float32)}, "calib.npz, samples 0 to 1", 2)
+    feed = Feed({"x": np.full((2, 64), value, np.float32)}, "calib.npz (samples 0 to 1)", 2)
     return Batches(lambda: iter([feed]), "calib.npz", 2)
 
 
@@ -33,7 +33,7 @@ def batches(value: float) -> Batches:
 def test_products_that_are_not_finite_are_refused(model_of: Callable[..., ir.Model], value: float) -> None:
     model = model_of(TEXT, opset=21, w=np.ones((64, 64), np.float32))
     with pytest.raises(
-        DataError, match=r"tensor 'x' has values in calib\.npz, samples 0 to 1 that are not fin"
+        DataError, match=r"tensor 'x' has values in calib\.npz \(samples 0 to 1\) that are not fin"
     ):
         quantize_by_gptq(
             model, group_by_weight(model, choose_weights(model, GPTQ)), batches(value), "float32"
