@@ -86,6 +86,16 @@ def find_most(dtype: str, largest: float) -> NDArray[np.float32]:
     return np.asarray(held, np.float32)
 
 
+def choose_scales(scales: NDArray[np.float64] | np.float64, dtype: str) -> NDArray[Any]:
+    """Returns scales in the dtype as `convert_scales`; in float32 too where it holds none of them.
+
+    Scales of a tensor that vanish beside its others are raised: their values are next to nothing.
+    """
+    largest = np.asarray(scales, np.float64).max(initial=0.0)
+    vanishes = 0 < largest < BY_DTYPE[dtype].smallest_scale
+    return convert_scales(scales, "float32" if vanishes else dtype)
+
+
 def convert_scales(scales: NDArray[np.float64] | np.float64, dtype: str) -> NDArray[Any]:
     """Returns positive scales in the dtype, rounded up; in float32 where one is too large for it."""
     form = BY_DTYPE[dtype]

@@ -27,8 +27,6 @@ _MAX_ERROR = 0.01
 _FLOAT32_ONLY = ("BitCast", "Celu", "TensorScatter")
 """ONNX has 16 bits for them; ONNX Runtime has no kernel, and the bits that BitCast takes are others."""
 _SCATTER = ("ScatterElements", "ScatterND")
-_KEEPS_REACH = ("Abs", "ReduceMax", "Max")
-"""What finds the magnitudes of rows."""
 _KEEPS_FILL = REARRANGING - {"Concat"} | {"Trilu"}
 """What makes nothing but the value of a filled tensor, and zeros."""
 
@@ -53,7 +51,7 @@ class Fp32Reasons:
             beyond: The amax of tensors whose observed magnitudes FP16 cannot hold, by name.
         """
         self._opset, self._half, self._keep = read_opset(model), half, keep_fp32
-        self._beyond = _spread(model.graph, beyond)
+        self._beyond = beyond
         self._on_shapes = _find_nodes_on_shapes(model.graph)
         self._on_positions = find_position_nodes(model.graph)
         self._fills = _find_fills(model.graph)
@@ -106,16 +104,6 @@ class Fp32Reasons:
     def _read_constant(self, value: ir.Value) -> ir.TensorProtocol | None:
         """Returns a constant, or one element of a tensor that is filled with it."""
         return self._fills.get(value) if value.const_value is None else value.const_value
-
-
-def _spread(graph: ir.Graph, beyond: Mapping[str, float]) -> Mapping[str, float]:
-    """Returns the amaxes with those of tensors that reach as far and were not there to be observed."""
-    spread = dict(beyond)
-    for node in graph if beyond else ():
-        first = node.inputs[0] if node.op_type in _KEEPS_REACH else None
-        if first is not None and (amax := spread.get(str(first.name))) is not None:
-            spread.setdefault(str(node.outputs[0].name), amax)
-    return spread
 
 
 def _lacks_kernel(node: ir.Node) -> bool:
