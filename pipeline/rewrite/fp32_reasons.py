@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from trtq.calibrators.ranges import QMAX
 from trtq.models.tensors import find_largest_code, iterate_values, read_values
-from trtq.pipeline.formats.floats import FP16, FloatFormat
+from trtq.pipeline.formats.floats import BF16, FP16, FloatFormat
 from trtq.pipeline.graph.edit import list_bodies
 from trtq.pipeline.graph.operands import find_constant
 from trtq.pipeline.graph.opset import read_opset
@@ -29,6 +29,8 @@ _FLOAT32_ONLY = ("BitCast", "Celu", "TensorScatter")
 _IN_STEPS = ("LogSoftmax", "ReduceSumSquare")
 """TensorRT's parser writes these as two layers, with a tensor between that is FP16 too: shares, of which some
 become 0, whose logarithm is infinite, or squares."""
+_NOT_BF16 = ("GRU", "GlobalLpPool", "HardSwish", "LpNormalization", "LpPool", "Mish")
+"""TensorRT's parser fails on these in BF16."""
 _PEEPHOLES = 7
 """The place of these weights of an LSTM."""
 _SCATTER = ("ScatterElements", "ScatterND")
@@ -82,7 +84,7 @@ class Fp32Reasons:
             yield f"{node.op_type} makes numbers of nothing"
         if _lacks_kernel(node):
             yield f"ONNX Runtime has no {name} kernel for this {node.op_type}"
-        if _is_refused(node):
+        if _is_refused(node, self._half):
             yield f"TensorRT does not take this {node.op_type} in {name}"
         if not types.has_version(node, self._half.dtype):
             yield f"{node.op_type} has no {name} version"
@@ -126,8 +128,10 @@ def _lacks_kernel(node: ir.Node) -> bool:
     return node.op_type in _FLOAT32_ONLY or (node.op_type in _SCATTER and reduction != "none")
 
 
-def _is_refused(node: ir.Node) -> bool:
+def _is_refused(node: ir.Node, half: FloatFormat) -> bool:
     """Returns whether TensorRT's parser fails on a node in 16 bits: it mixes FP32 into what it writes."""
+    if half is BF16 and node.op_type in _NOT_BF16:
+        return True
     has_peepholes = len(node.inputs) > _PEEPHOLES and node.inputs[_PEEPHOLES] is not None
     return node.op_type == "MeanVarianceNormalization" or (node.op_type == "LSTM" and has_peepholes)
 

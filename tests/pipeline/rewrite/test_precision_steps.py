@@ -74,6 +74,17 @@ def test_what_tensorrt_does_not_take_in_16_bits_stays_fp32(
     assert f"TensorRT does not take this {op_type} in {half}" in reasons
 
 
+@pytest.mark.parametrize(
+    "node",
+    ["HardSwish(x)", "Mish(x)", "LpNormalization(x)", "GlobalLpPool(x)", "LpPool<kernel_shape=[1,1]>(x)"],
+)
+def test_what_tensorrt_does_not_take_in_bf16_stays_fp32(model_of: Callable[..., ir.Model], node: str) -> None:
+    model = model_of(f"g (float[N,3,4,4] x) => (float[N,3,4,4] y) {{ [node] y = {node} }}", opset=22)
+    op_type = model.graph[0].op_type
+    assert {item.reason for item in to_bf16(model)[1]} == {f"TensorRT does not take this {op_type} in BF16"}
+    assert to_fp16(model)[1] == ()
+
+
 def test_an_lstm_without_peepholes_is_taken_in_fp16(graph_of: Callable[..., Graph]) -> None:
     text = "t = Unsqueeze(x, one) s, h, c = LSTM <hidden_size = 3> (t, w, w, b) y = Squeeze(h, one)"
     constants = {
