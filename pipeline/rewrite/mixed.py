@@ -24,7 +24,7 @@ from trtq.pipeline.rewrite.qdq import quantize
 from trtq.pipeline.rewrite.reach import spread
 from trtq.pipeline.rewrite.rotation.rotate import rotate
 from trtq.pipeline.rewrite.rotation.weights import measure_gain
-from trtq.pipeline.rewrite.weights.apply import Runtime, quantize_weights
+from trtq.pipeline.rewrite.weights.apply import Runtime, find_scale_dtypes, quantize_weights
 from trtq.pipeline.rewrite.weights.choose import ChosenWeight, group_by_weight
 from trtq.pipeline.rewrite.weights.gram import quantize_by_gptq
 from trtq.pipeline.rewrite.weights.rescaled import rescale_inputs
@@ -156,9 +156,8 @@ def _with_few_bits(
     known = {}
     if how.method == "gptq":
         assert how.batches is not None
-        dtypes = {value.dtype for value in floats.model.graph.initializers.values()}
-        rest = next((form for form in (FP16, BF16) if form.dtype in dtypes), FP32)
-        known = quantize_by_gptq(source, chosen, how.batches, rest.array_dtype.name, how.workers)
+        dtypes = find_scale_dtypes(floats.model, chosen)
+        known = quantize_by_gptq(source, chosen, how.batches, dtypes, how.workers)
     model = quantize_weights(
         floats.model,
         source,
