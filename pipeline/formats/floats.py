@@ -20,6 +20,11 @@ class FloatFormat(Format):
 
     smallest_scale: float
 
+    @property
+    def largest_exact(self) -> int:
+        """The whole number up to which it has all others."""
+        return int(2 / float(ml_dtypes.finfo(self.array_dtype).eps))  # type: ignore[no-untyped-call]
+
     def round_up(self, numbers: NDArray[Any]) -> NDArray[Any]:
         """Returns the numbers in this format, none smaller than it was.
 

@@ -17,6 +17,7 @@ from trtq.pipeline.graph.edit import list_bodies
 from trtq.pipeline.graph.operands import find_constant
 from trtq.pipeline.graph.opset import read_opset
 from trtq.pipeline.graph.worth import REARRANGING
+from trtq.pipeline.rewrite.indices import find_index_nodes
 from trtq.pipeline.rewrite.operator_types import find_types
 from trtq.pipeline.rewrite.positions import find_position_nodes
 
@@ -63,6 +64,7 @@ class Fp32Reasons:
         self._beyond = beyond
         self._on_shapes = _find_nodes_on_shapes(model.graph)
         self._on_positions = find_position_nodes(model.graph)
+        self._on_indices = find_index_nodes(model.graph, half.largest_exact)
         self._fills = _find_fills(model.graph)
         self._guarded = _find_guarded(model.graph)
         self._shares = _find_shares(model.graph)
@@ -95,6 +97,8 @@ class Fp32Reasons:
             yield "computes with tensor shapes"
         if node in self._on_positions:
             yield f"computes angles from positions, which {name} rounds"
+        if node in self._on_indices:
+            yield f"computes with indices, and {name} has no whole number behind {self._half.largest_exact}"
         if self._half is FP16:
             yield from self._find_in_values(node)
 

@@ -30,8 +30,8 @@ def to_fp16(
     2. it has a body (If, Loop, Scan), is no standard operator, has no FP16 version, makes numbers of nothing
        (ONNX Runtime and TensorRT do so in FP32 only), one of its tensors is of unknown type, or ONNX Runtime
        has no FP16 kernel and does not cast around it;
-    3. it computes with the shapes of tensors, which TensorRT does in FP32 only, or makes the angles of
-       positions and times, which 16 bits round to others;
+    3. it computes with the shapes of tensors, which TensorRT does in FP32 only, with indices that may be too
+       large for 16 bits, or makes the angles of positions and times, which these round to others;
     4. a tensor of it reaches values that FP16 cannot hold, by `beyond_fp16`, its scale or as a constant, or
        its scale is below FP16's least number;
     5. a constant of it would vanish or lose more than 1 %: a number of it, where it has few (an epsilon), is
