@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ from trtq.calibrators.ranges import Ranges
 from trtq.models.tensors import PIECE
 from trtq.pipeline.formats import INT8, NVFP4
 from trtq.pipeline.formats.encoding import Encoding
-from trtq.pipeline.formats.floats import choose_scales
+from trtq.pipeline.formats.floats import choose_scales, convert_scales
 from trtq.pipeline.formats.granularity import PerBlock, PerToken
 from trtq.pipeline.formats.int8 import UINT8
 
@@ -119,6 +119,14 @@ def find_qparams(weight: NDArray[Any], encoding: Encoding, ranges: Ranges, dtype
         return choose_block_qparams(weight, encoding, dtype)
     find = choose_weight_qparams_mse if ranges.weight_scales == "mse" else choose_weight_qparams
     return find(weight, encoding, dtype)
+
+
+def raise_scales(qparams: QParams, least: NDArray[np.float64]) -> QParams:
+    """Returns scales of channels that are at least so large, (channels,); one scale of all stays as it is."""
+    if qparams.scale.shape != least.shape:
+        return qparams
+    raised = np.maximum(qparams.scale.astype(np.float64), least)
+    return replace(qparams, scale=convert_scales(raised, qparams.scale.dtype.name))
 
 
 def divide_by_scale(values: NDArray[Any], qparams: QParams) -> NDArray[np.float64]:

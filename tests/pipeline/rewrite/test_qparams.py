@@ -14,6 +14,8 @@ from hypothesis import strategies as st
 from int8_encodings import int8_along
 from numpy.typing import NDArray
 
+from trtq.pipeline.formats import INT8
+from trtq.pipeline.formats.encoding import Encoding
 from trtq.pipeline.rewrite import qparams as module
 from trtq.pipeline.rewrite.qparams import (
     QParams,
@@ -21,6 +23,7 @@ from trtq.pipeline.rewrite.qparams import (
     choose_asymmetric_qparams,
     choose_weight_qparams,
     quantize_array,
+    raise_scales,
 )
 
 DTYPES = ("float32", "float16", "bfloat16")
@@ -152,6 +155,14 @@ def test_a_scale_that_vanishes_beside_others_is_raised() -> None:
     scale = choose_weight_qparams(weight, int8_along(1), "float16").scale
     assert scale.dtype == np.float16
     assert scale.tolist() == [1.0, 2.0**-24]
+
+
+@pytest.mark.parametrize(("encoding", "wanted"), [(int8_along(1), [0.5, 1.0]), (Encoding(INT8), 1.0)])
+def test_scales_are_raised_to_the_least(encoding: Encoding, wanted: Any) -> None:
+    weight = np.array([[12.7, 127.0]] * 3, np.float32)
+    raised = raise_scales(choose_weight_qparams(weight, encoding, "float32"), np.array([0.5, 0.25]))
+    assert raised.scale.dtype == np.float32
+    assert raised.scale.tolist() == wanted
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
