@@ -169,9 +169,10 @@ def _convert(how: Mapping[str, Callable[[NDArray[Any]], NDArray[Any]]], name: st
 @cache
 def _define_runner() -> Any:
     base, metadata, dtypes = _require_polygraphy()
+    from trtq.models.session import fit_floats
 
     class SessionRunner(base):  # type: ignore[misc, valid-type]  # Polygraphy has no types
-        """Runs one session."""
+        """Runs one session, whatever the width of the floats that it is fed."""
 
         def __init__(self, session: PlainSession, name: str) -> None:
             super().__init__(name=name)
@@ -189,6 +190,10 @@ def _define_runner() -> Any:
             for item in self._session.get_inputs():
                 found.add(item.name, dtypes.from_dtype(item.type, "onnxruntime"), item.shape)
             return found
+
+        def infer(self, feed_dict: Mapping[str, NDArray[Any]], check_inputs: bool = True) -> Any:
+            given = {**feed_dict, **fit_floats(self._session.get_inputs(), feed_dict)}
+            return super().infer(given, check_inputs)
 
         def infer_impl(self, feed_dict: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
             start = time.perf_counter()

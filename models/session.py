@@ -37,7 +37,7 @@ _DTYPES: Mapping[str, np.dtype[Any]] = {
 }
 """Of what calibration looks at, by ONNX Runtime's words."""
 
-_WIDE = (np.dtype(np.float32), np.dtype(np.float64))
+_FLOATS = (np.dtype(np.float16), np.dtype(np.float32), np.dtype(np.float64))
 INLINE_LIMIT_BYTES = 1 << 30
 """Protobuf holds at most 2 GiB; models above half of it keep their weights in a second file."""
 _EXTERNAL_FOLDER = "session.model_external_initializers_file_folder_path"
@@ -282,7 +282,7 @@ def run(
 
 
 def fit_floats(ports: Iterable[SessionPort], arrays: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-    """Returns the arrays that a session takes, floats in its widths: a file in float64 is loaded in FP32.
+    """Returns the arrays that a session takes, floats in its widths: a file may take FP16 or float64.
 
     Args:
         ports: The session's inputs.
@@ -290,7 +290,7 @@ def fit_floats(ports: Iterable[SessionPort], arrays: Mapping[str, NDArray[Any]])
     """
     types = {item.name: _DTYPES.get(item.type) for item in ports}
     return {
-        name: array.astype(types[name]) if array.dtype in _WIDE and types[name] in _WIDE else array
+        name: array.astype(types[name]) if array.dtype in _FLOATS and types[name] in _FLOATS else array
         for name, array in arrays.items()
         if name in types
     }

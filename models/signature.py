@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import onnx_ir as ir
@@ -19,6 +19,8 @@ _OF_SAMPLES = re.compile(
 _NO_NAME = re.compile(
     r"|\?|-1|none|[su]\d+|unk__\d+|(.*_)?dim_?\d+|.*dynamic_axes_\d+|dynamicdimension\.\d+", re.IGNORECASE
 )
+
+_FLOATS = ("float16", "float32", "float64")
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +79,15 @@ def require_same_inputs(
         raise ModelError(
             f"{other} takes {theirs}, {reference} takes {ours}; give models with the same inputs"
         )
+
+
+def match_floats(given: Sequence[TensorSpec], wanted: Sequence[TensorSpec]) -> list[TensorSpec]:
+    """Returns the inputs of a model with the float dtypes of another's: what runs it casts what it is fed."""
+    floats = {item.name: item.dtype for item in wanted if item.dtype in _FLOATS}
+    return [
+        replace(item, dtype=floats.get(item.name, item.dtype)) if item.dtype in _FLOATS else item
+        for item in given
+    ]
 
 
 def read_inputs(model: ir.Model) -> tuple[TensorSpec, ...]:

@@ -10,7 +10,7 @@ from trtq.calibrators.memory import give_back_memory, is_memory_short
 from trtq.calibrators.sources import ACCEPTED_DATA
 from trtq.errors import DataError
 from trtq.models.session import count_weight_bytes
-from trtq.models.signature import TensorSpec, require_same_inputs
+from trtq.models.signature import TensorSpec, match_floats, require_same_inputs
 from trtq.models.spec import ModelSpec
 from trtq.pipeline.calibrate.data import find_spec, open_calibration_data, take_settings
 from trtq.pipeline.engine.target import Target
@@ -53,9 +53,7 @@ def compare(
     engine = load_engine(candidate) if Path(candidate).is_dir() else None
     graph = load(Path(reference), min_opset=1)
     file = Path(candidate) if engine is None else engine.onnx
-    if file is not None:
-        inputs = _show_floats(load(file, min_opset=1), graph.inputs)
-        require_same_inputs(str(graph.path), graph.inputs, str(file), inputs)
+    reader = graph if file is None else _choose_reader(graph, file)
     calibration = None
     if spec.evaluation.data is None:
         if spec.calibration.data is None:
@@ -63,8 +61,8 @@ def compare(
                 f"{reference} and {candidate} cannot be compared without data; give --data with "
                 f"{ACCEPTED_DATA}; or name it in [evaluation] or [calibration] of model.toml beside the model"
             )
-        calibration = open_calibration_data(graph, spec, Target(), random_data=False)
-    batches = open_evaluation_data(graph, spec, calibration)
+        calibration = open_calibration_data(reader, spec, Target(), random_data=False)
+    batches = open_evaluation_data(reader, spec, calibration)
     assert batches is not None
     tell_of_pictures(graph.model, watcher, batches)
     names = name_compared(Path(reference), Path(candidate))
@@ -73,7 +71,7 @@ def compare(
     engines = () if engine is None else (engine.runner(names[1]),)
     coded = {} if engine is None else {names[1]: read_coded_caches(engine.folder / engine.model)}
     labels, weight_bytes = find_labels(spec.evaluation, spec.accuracy.metric), count_weight_bytes(graph.model)
-    del graph  # its weights are in the sessions from here on
+    del graph, reader  # its weights are in the sessions from here on
     give_back_memory(weight_bytes)
     return compare_models(
         files,
@@ -92,6 +90,28 @@ def _show_floats(graph: Graph, wanted: Sequence[TensorSpec]) -> list[TensorSpec]
     coded = {item.past for item in find_coded_caches(graph.model)}
     dtypes = {item.name: item.dtype for item in wanted if item.name in coded}
     return [replace(item, dtype=dtypes.get(item.name, item.dtype)) for item in graph.inputs]
+
+
+def _choose_reader(graph: Graph, file: Path) -> Graph:
+    """Returns the model for whose inputs the data is read: the other one where that has fixed sizes.
+
+    Raises:
+        ModelError: Their inputs differ.
+    """
+    other = load(file, min_opset=1)
+    inputs = match_floats(_show_floats(other, graph.inputs), graph.inputs)
+    require_same_inputs(str(graph.path), graph.inputs, str(file), inputs)
+    return other if _has_other_sizes(other.inputs, graph.inputs) else graph
+
+
+def _has_other_sizes(given: Sequence[TensorSpec], wanted: Sequence[TensorSpec]) -> bool:
+    """Whether a model has fixed sizes, such as that of the batch, where one of the same dtypes has none."""
+    others = {item.name: item for item in wanted}
+    return all(item.dtype == others[item.name].dtype for item in given) and any(
+        isinstance(size, int) and not isinstance(open_size, int)
+        for item in given
+        for size, open_size in zip(item.shape, others[item.name].shape, strict=False)
+    )
 
 
 def compare_writing(

@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from trtq.errors import DataError, ModelError, UsageError
 from trtq.files import refuse_name
-from trtq.models.signature import require_same_inputs
+from trtq.models.signature import match_floats, require_same_inputs
 from trtq.models.spec import AUTO, INSERTING_REPAIRS, PER_TOKEN, REPAIRS, ModelSpec, find_path
 from trtq.pipeline.build.job import Job, place_job
 from trtq.pipeline.build.keep import add_other_formats
@@ -302,7 +302,8 @@ def _with_reference(job: Job) -> Job:
     reference = load(path, min_opset=1)
     if is_quantized(reference.model):
         raise UsageError(f"the reference {path} has Q/DQ itself; give the float model, or leave it out")
-    require_same_inputs(str(path), reference.inputs, str(job.graph.path), job.graph.inputs)
+    inputs = match_floats(reference.inputs, job.graph.inputs)
+    require_same_inputs(str(path), inputs, str(job.graph.path), job.graph.inputs)
     if job.evaluation is None:
         raise DataError(
             f"{job.graph.path} cannot be compared with {path} without data; give --calib-data or --eval-data"

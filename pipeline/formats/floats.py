@@ -20,6 +20,11 @@ class FloatFormat(Format):
 
     smallest_scale: float
 
+    @property
+    def largest_exact(self) -> int:
+        """The whole number up to which it has all others."""
+        return int(2 / float(ml_dtypes.finfo(self.array_dtype).eps))  # type: ignore[no-untyped-call]
+
     def round_up(self, numbers: NDArray[Any]) -> NDArray[Any]:
         """Returns the numbers in this format, none smaller than it was.
 
@@ -84,6 +89,16 @@ def find_most(dtype: str, largest: float) -> NDArray[np.float32]:
     above = form.round_up(wanted)
     held = np.where(above.astype(np.float64) > wanted, np.nextafter(above, np.zeros_like(above)), above)
     return np.asarray(held, np.float32)
+
+
+def choose_scales(scales: NDArray[np.float64] | np.float64, dtype: str) -> NDArray[Any]:
+    """Returns scales in the dtype as `convert_scales`; in float32 too where it holds none of them.
+
+    Scales of a tensor that vanish beside its others are raised: their values are next to nothing.
+    """
+    largest = np.asarray(scales, np.float64).max(initial=0.0)
+    vanishes = 0 < largest < BY_DTYPE[dtype].smallest_scale
+    return convert_scales(scales, "float32" if vanishes else dtype)
 
 
 def convert_scales(scales: NDArray[np.float64] | np.float64, dtype: str) -> NDArray[Any]:

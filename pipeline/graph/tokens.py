@@ -27,6 +27,9 @@ def explain_one_scale(node: ir.Node, layer: QuantizedNode) -> str:
         return "only MatMul and Gemm with constant weights have rows"
     if layer.weight[0] == 0:
         return "its constant is the first operand, so that it sums over columns"
+    weight = node.inputs[layer.weight[0]]
+    if weight is not None and weight.shape is not None and len(weight.shape) == 1:
+        return "its constant is a vector, so that its output has no rows"
     return "transA: it sums over columns" if node.attributes.get_int("transA", 0) == 1 else ""
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
@@ -42,6 +44,27 @@ def quantize_biases(model: ir.Model) -> None:
         value = edit.insert("DequantizeLinear", inputs, axis, like=like, output=output, before=node)
         node.replace_input_with(_BIAS_PLACE, value)
     edit.drop_unused()
+
+
+def find_least_scale(node: ir.Node, step: NDArray[Any]) -> NDArray[np.float64] | None:
+    """Returns the least scales of a weight with which 32 bits hold the bias of its layer; None: it has none.
+
+    ONNX Runtime rounds the float bias of a convolution to steps of the products by itself, and cuts off what
+    32 bits do not hold: a channel without weights has the least of all scales, and lost its bias. Steps of
+    2^-30 of the bias are less than the last digit of FP32.
+
+    Args:
+        node: A layer, as it is before its inputs are quantized.
+        step: The scale of its activation: ().
+
+    Returns:
+        Shape (outputs,).
+    """
+    bias = _read_bias(node)
+    if bias is None or step.size != 1:
+        return None
+    numbers = np.where(np.isfinite(bias), np.abs(bias.astype(np.float64)), 0.0)
+    return np.asarray(numbers / (float(step.item()) * _LARGEST))
 
 
 def _read_bias(node: ir.Node) -> NDArray[np.float32] | None:

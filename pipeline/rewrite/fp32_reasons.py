@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,11 +12,12 @@ from numpy.typing import NDArray
 
 from trtq.calibrators.ranges import QMAX
 from trtq.models.tensors import find_largest_code, iterate_values, read_values
-from trtq.pipeline.formats.floats import FP16, FloatFormat
+from trtq.pipeline.formats.floats import BF16, FP16, FloatFormat
 from trtq.pipeline.graph.edit import list_bodies
 from trtq.pipeline.graph.operands import find_constant
 from trtq.pipeline.graph.opset import read_opset
 from trtq.pipeline.graph.worth import REARRANGING
+from trtq.pipeline.rewrite.indices import find_index_nodes
 from trtq.pipeline.rewrite.operator_types import find_types
 from trtq.pipeline.rewrite.positions import find_position_nodes
 
@@ -26,9 +27,14 @@ _FEW_ELEMENTS = 8
 _MAX_ERROR = 0.01
 _FLOAT32_ONLY = ("BitCast", "Celu", "TensorScatter")
 """ONNX has 16 bits for them; ONNX Runtime has no kernel, and the bits that BitCast takes are others."""
+_IN_STEPS = ("LogSoftmax", "ReduceSumSquare")
+"""TensorRT's parser writes these as two layers, with a tensor between that is FP16 too: shares, of which some
+become 0, whose logarithm is infinite, or squares."""
+_NOT_BF16 = ("GRU", "GlobalLpPool", "HardSwish", "LpNormalization", "LpPool", "Mish")
+"""TensorRT's parser fails on these in BF16."""
+_PEEPHOLES = 7
+"""The place of these weights of an LSTM."""
 _SCATTER = ("ScatterElements", "ScatterND")
-_KEEPS_REACH = ("Abs", "ReduceMax", "Max")
-"""What finds the magnitudes of rows."""
 _KEEPS_FILL = REARRANGING - {"Concat"} | {"Trilu"}
 """What makes nothing but the value of a filled tensor, and zeros."""
 
@@ -36,6 +42,8 @@ _GUARDS = ("Add", "Clip", "Max", "Where")
 """What keeps a divisor from zero by a small constant: an epsilon."""
 _DIVISORS = {"Div": 1, "Log": 0, "Reciprocal": 0}
 """Which input of these operators must not be zero."""
+_SHARES = ("Sigmoid", "Softmax")
+"""What makes numbers that FP16 rounds to zero, of which a logarithm is taken."""
 
 
 class Fp32Reasons:
@@ -53,11 +61,13 @@ class Fp32Reasons:
             beyond: The amax of tensors whose observed magnitudes FP16 cannot hold, by name.
         """
         self._opset, self._half, self._keep = read_opset(model), half, keep_fp32
-        self._beyond = _spread(model.graph, beyond)
+        self._beyond = beyond
         self._on_shapes = _find_nodes_on_shapes(model.graph)
         self._on_positions = find_position_nodes(model.graph)
+        self._on_indices = find_index_nodes(model.graph, half.largest_exact)
         self._fills = _find_fills(model.graph)
         self._guarded = _find_guarded(model.graph)
+        self._shares = _find_shares(model.graph)
 
     def find(self, node: ir.Node) -> str | None:
         """Returns the first reason why a node stays FP32; None if it need not."""
@@ -76,6 +86,8 @@ class Fp32Reasons:
             yield f"{node.op_type} makes numbers of nothing"
         if _lacks_kernel(node):
             yield f"ONNX Runtime has no {name} kernel for this {node.op_type}"
+        if _is_refused(node, self._half):
+            yield f"TensorRT does not take this {node.op_type} in {name}"
         if not types.has_version(node, self._half.dtype):
             yield f"{node.op_type} has no {name} version"
         for value in (*node.inputs, *node.outputs):
@@ -85,10 +97,14 @@ class Fp32Reasons:
             yield "computes with tensor shapes"
         if node in self._on_positions:
             yield f"computes angles from positions, which {name} rounds"
+        if node in self._on_indices:
+            yield f"computes with indices, and {name} has no whole number behind {self._half.largest_exact}"
         if self._half is FP16:
             yield from self._find_in_values(node)
 
     def _find_in_values(self, node: ir.Node) -> Iterator[str]:
+        if node.op_type in _IN_STEPS:
+            yield f"TensorRT computes {node.op_type} in two steps, and FP16 cannot hold what is between them"
         for value in (*node.inputs, *node.outputs):
             if value is not None and (amax := self._beyond.get(str(value.name))) is not None:
                 small = f"FP16 has no steps below {FP16.smallest_scale:.3g}"
@@ -102,26 +118,26 @@ class Fp32Reasons:
                 yield from _find_in_scale(value)
         if node in self._guarded:
             yield f"tensor {self._guarded[node]!r} is kept from zero by a number that is too small for FP16"
+        if node in self._shares:
+            yield f"tensor {self._shares[node]!r} has a logarithm, and FP16 rounds small shares to zero"
 
     def _read_constant(self, value: ir.Value) -> ir.TensorProtocol | None:
         """Returns a constant, or one element of a tensor that is filled with it."""
         return self._fills.get(value) if value.const_value is None else value.const_value
 
 
-def _spread(graph: ir.Graph, beyond: Mapping[str, float]) -> Mapping[str, float]:
-    """Returns the amaxes with those of tensors that reach as far and were not there to be observed."""
-    spread = dict(beyond)
-    for node in graph if beyond else ():
-        first = node.inputs[0] if node.op_type in _KEEPS_REACH else None
-        if first is not None and (amax := spread.get(str(first.name))) is not None:
-            spread.setdefault(str(node.outputs[0].name), amax)
-    return spread
-
-
 def _lacks_kernel(node: ir.Node) -> bool:
     """Returns whether ONNX Runtime fails on a node in 16 bits, instead of casting around it."""
     reduction = node.attributes.get_string("reduction", "none")
     return node.op_type in _FLOAT32_ONLY or (node.op_type in _SCATTER and reduction != "none")
+
+
+def _is_refused(node: ir.Node, half: FloatFormat) -> bool:
+    """Returns whether TensorRT's parser fails on a node in 16 bits: it mixes FP32 into what it writes."""
+    if half is BF16 and node.op_type in _NOT_BF16:
+        return True
+    has_peepholes = len(node.inputs) > _PEEPHOLES and node.inputs[_PEEPHOLES] is not None
+    return node.op_type == "MeanVarianceNormalization" or (node.op_type == "LSTM" and has_peepholes)
 
 
 def _find_fills(graph: ir.Graph) -> dict[ir.Value, ir.TensorProtocol]:
@@ -146,13 +162,30 @@ def _find_guarded(graph: ir.Graph) -> dict[ir.Node, str]:
         place = _DIVISORS.get(node.op_type)
         if place is None or (divisor := node.inputs[place]) is None:
             continue
-        chain, maker = [node], divisor.producer()
-        while maker is not None and maker.op_type in REARRANGING and maker.inputs[0] is not None:
-            chain.append(maker)
-            maker = maker.inputs[0].producer()
+        maker, chain = _follow_back(divisor, REARRANGING)
         if maker is not None and maker.op_type in _GUARDS and any(map(_is_epsilon, maker.inputs)):
-            guarded.update(dict.fromkeys(chain, str(divisor.name)))
+            guarded.update(dict.fromkeys([node, *chain], str(divisor.name)))
     return guarded
+
+
+def _find_shares(graph: ir.Graph) -> dict[ir.Node, str]:
+    """Returns the nodes from a Softmax or Sigmoid to its logarithm, with the name of what that reads."""
+    found: dict[ir.Node, str] = {}
+    for node in graph:
+        if node.op_type == "Log" and (shares := node.inputs[0]) is not None:
+            maker, chain = _follow_back(shares, REARRANGING | {*_GUARDS})
+            if maker is not None and maker.op_type in _SHARES:
+                found.update(dict.fromkeys([node, *chain, maker], str(shares.name)))
+    return found
+
+
+def _follow_back(value: ir.Value, through: Collection[str]) -> tuple[ir.Node | None, list[ir.Node]]:
+    """Returns what makes a value, and the nodes of these operators that it passes on the way."""
+    chain, maker = list[ir.Node](), value.producer()
+    while maker is not None and maker.op_type in through and maker.inputs[0] is not None:
+        chain.append(maker)
+        maker = maker.inputs[0].producer()
+    return maker, chain
 
 
 def _is_epsilon(value: ir.Value | None) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -14,15 +14,17 @@ from trtq.calibrators.ranges import Ranges
 from trtq.kept import KeptFp32
 from trtq.pipeline.formats import BF16, FP16, FP32
 from trtq.pipeline.formats.floats import FloatFormat
+from trtq.pipeline.graph.edit import map_values
 from trtq.pipeline.graph.load import Graph
 from trtq.pipeline.graph.placement import Placement
 from trtq.pipeline.rewrite.channels.rescale import rename
 from trtq.pipeline.rewrite.kv_cache import hold_caches
 from trtq.pipeline.rewrite.precision import to_bf16, to_fp16
 from trtq.pipeline.rewrite.qdq import quantize
+from trtq.pipeline.rewrite.reach import spread
 from trtq.pipeline.rewrite.rotation.rotate import rotate
 from trtq.pipeline.rewrite.rotation.weights import measure_gain
-from trtq.pipeline.rewrite.weights.apply import Runtime, quantize_weights
+from trtq.pipeline.rewrite.weights.apply import Runtime, find_scale_dtypes, quantize_weights
 from trtq.pipeline.rewrite.weights.choose import ChosenWeight, group_by_weight
 from trtq.pipeline.rewrite.weights.gram import quantize_by_gptq
 from trtq.pipeline.rewrite.weights.rescaled import rescale_inputs
@@ -84,6 +86,7 @@ def quantize_graph(
         DataError: The data does not fit.
     """
     importance: Mapping[str, NDArray[np.float64]] = {}
+    observed = map_values(graph.model.graph).keys()
     notes: tuple[str, ...] = ()
     if weights.rotates and weights.method != "awq" and not placement.encodings:  # AWQ scales channels itself
         chosen, dtype = group_by_weight(graph.model, placement), rest.array_dtype.name
@@ -112,18 +115,33 @@ def quantize_graph(
         if placement.caches and ranges is not None:
             joins = weights.runtime != "onnxruntime"
             model = hold_caches(model, placement.caches, ranges, scale_dtype=dtype, joins_codes=joins)
-        floats = convert_floats(model, rest, ranges, keep_fp32=keep_fp32)
+        floats = convert_floats(model, rest, ranges, keep_fp32=keep_fp32, observed=observed)
     chosen = group_by_weight(graph.model, placement)
     made = _with_few_bits(floats, graph.model, chosen, weights, importance) if chosen else floats
     return replace(made, notes=notes)
 
 
 def convert_floats(
-    model: ir.Model, rest: FloatFormat, ranges: Ranges | None = None, *, keep_fp32: tuple[str, ...] = ()
+    model: ir.Model,
+    rest: FloatFormat,
+    ranges: Ranges | None = None,
+    *,
+    keep_fp32: tuple[str, ...] = (),
+    observed: Collection[str] | None = None,
 ) -> MixedModel:
-    """Returns the model with its floats in a format; without ranges only constants tell what FP16 lacks."""
+    """Returns the model with its floats in a format; without ranges only constants tell what FP16 lacks.
+
+    Args:
+        model: It is not changed.
+        rest: The format.
+        ranges: With the tensors that FP16 cannot hold.
+        keep_fp32: Patterns of nodes that stay FP32.
+        observed: The tensors of the model that the ranges are of; None: it is this one.
+    """
     if rest is FP16:
         beyond = ranges.beyond_fp16 if ranges is not None else {}
+        if observed is not None:
+            beyond = spread(model.graph, beyond, observed)
         return MixedModel(*to_fp16(model, keep_fp32=keep_fp32, beyond_fp16=beyond))
     return MixedModel(*to_bf16(model, keep_fp32=keep_fp32)) if rest is BF16 else MixedModel(model)
 
@@ -138,9 +156,8 @@ def _with_few_bits(
     known = {}
     if how.method == "gptq":
         assert how.batches is not None
-        dtypes = {value.dtype for value in floats.model.graph.initializers.values()}
-        rest = next((form for form in (FP16, BF16) if form.dtype in dtypes), FP32)
-        known = quantize_by_gptq(source, chosen, how.batches, rest.array_dtype.name, how.workers)
+        dtypes = find_scale_dtypes(floats.model, chosen)
+        known = quantize_by_gptq(source, chosen, how.batches, dtypes, how.workers)
     model = quantize_weights(
         floats.model,
         source,

@@ -10,11 +10,11 @@ import onnx_ir as ir
 from trtq.models.tensors import FLOAT_TYPES
 from trtq.pipeline.graph.worth import REARRANGING
 
-_ARITHMETIC = REARRANGING | {
+ARITHMETIC = REARRANGING | {
     "Abs", "Add", "CastLike", "Ceil", "Clip", "ConstantOfShape", "CumSum", "Div", "Exp", "Floor", "Max",
     "Min", "Mod", "Mul", "Neg", "Pow", "Range", "Reciprocal", "Round", "Split", "Sqrt", "Sub", "Sum", "Where",
 }  # fmt: skip
-_ONE_OPERAND = REARRANGING - {"Concat"} | {"CastLike", "CumSum", "Split"}
+ONE_OPERAND = REARRANGING - {"Concat"} | {"CastLike", "CumSum", "Split"}
 """What else they read are shapes, axes and indices."""
 _PRODUCTS = frozenset({"Einsum", "MatMul"})
 
@@ -35,7 +35,7 @@ def find_position_nodes(graph: ir.Graph) -> set[ir.Node]:
         if node.op_type in ("Sin", "Cos") and origins is not None and (origins.integers or origins.inputs):
             _collect(node, pure, found)
         is_layer = node.op_type in _PRODUCTS and origins is not None and origins.inputs
-        if node.op_type in _ARITHMETIC | _PRODUCTS and origins is not None and not is_layer:
+        if node.op_type in ARITHMETIC | _PRODUCTS and origins is not None and not is_layer:
             pure.update({value: origins for value in node.outputs if value.dtype in FLOAT_TYPES})
     return found
 
@@ -51,7 +51,7 @@ class _Origins:
 def _join_origins(node: ir.Node, pure: Mapping[ir.Value, _Origins]) -> _Origins | None:
     """Returns what a node reads, if that is integers, inputs, and what is computed of them; else None."""
     integers = inputs = False
-    operands = 0 if node.op_type == "ConstantOfShape" else 1 if node.op_type in _ONE_OPERAND else None
+    operands = 0 if node.op_type == "ConstantOfShape" else 1 if node.op_type in ONE_OPERAND else None
     for value in node.inputs[:operands]:
         if value is None or value.is_initializer() or value.dtype is ir.DataType.BOOL:
             continue

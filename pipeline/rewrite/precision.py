@@ -30,13 +30,15 @@ def to_fp16(
     2. it has a body (If, Loop, Scan), is no standard operator, has no FP16 version, makes numbers of nothing
        (ONNX Runtime and TensorRT do so in FP32 only), one of its tensors is of unknown type, or ONNX Runtime
        has no FP16 kernel and does not cast around it;
-    3. it computes with the shapes of tensors, which TensorRT does in FP32 only, or makes the angles of
-       positions and times, which 16 bits round to others;
+    3. it computes with the shapes of tensors, which TensorRT does in FP32 only, with indices that may be too
+       large for 16 bits, or makes the angles of positions and times, which these round to others;
     4. a tensor of it reaches values that FP16 cannot hold, by `beyond_fp16`, its scale or as a constant, or
        its scale is below FP16's least number;
     5. a constant of it would vanish or lose more than 1 %: a number of it, where it has few (an epsilon), is
        a scale or divides, and else as a whole. What ConstantOfShape fills tensors with counts as constant;
-    6. it divides by, or takes the logarithm of, what such an epsilon keeps from zero.
+    6. it divides by, or takes the logarithm of, what such an epsilon keeps from zero;
+    7. it is between a Softmax or Sigmoid and its logarithm, or TensorRT computes it in two steps;
+    8. TensorRT does not take it in 16 bits.
     Casts stand only where the precision changes, one a tensor and direction.
 
     Args:
@@ -48,7 +50,7 @@ def to_fp16(
 
 
 def to_bf16(model: ir.Model, *, keep_fp32: Sequence[str] = ()) -> tuple[ir.Model, tuple[KeptFp32, ...]]:
-    """Returns the model computing in BF16, and the nodes that stay FP32, by rules 1 to 3 of `to_fp16`.
+    """Returns the model computing in BF16, and the nodes that stay FP32, by rules 1 to 3 and 8 of `to_fp16`.
 
     BF16 has the range of FP32, so no value is too large or too small for it.
 

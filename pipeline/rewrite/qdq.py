@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,15 +12,17 @@ from numpy.typing import NDArray
 
 from trtq.calibrators.ranges import Ranges
 from trtq.models.tensors import open_values, require_finite
-from trtq.pipeline.formats import NVFP4
+from trtq.pipeline.formats import INT8, NVFP4
 from trtq.pipeline.formats.encoding import Encoding
 from trtq.pipeline.formats.floats import convert_scales
 from trtq.pipeline.formats.granularity import PerToken
 from trtq.pipeline.graph.closed import tie_ranges
 from trtq.pipeline.graph.edit import GraphEditor, map_values
 from trtq.pipeline.graph.given import find_given
+from trtq.pipeline.graph.operands import find_constant
 from trtq.pipeline.graph.opset import convert_opset, read_opset
 from trtq.pipeline.graph.placement import Placement, QuantizedWeight
+from trtq.pipeline.rewrite.biases import find_least_scale
 from trtq.pipeline.rewrite.channels.operands import add_to_bias, follow_output, has_input_channels
 from trtq.pipeline.rewrite.channels.rescale import rescale
 from trtq.pipeline.rewrite.fp4 import dequantize_blocks, quantize_rows, restore_axes
@@ -30,6 +33,7 @@ from trtq.pipeline.rewrite.qparams import (
     divide_by_scale,
     find_qparams,
     quantize_array,
+    raise_scales,
 )
 from trtq.pipeline.rewrite.rounding import hash_weight, round_to, unpack
 from trtq.pipeline.rewrite.rows import divide_rows, multiply_rows
@@ -68,13 +72,14 @@ def quantize(
     nodes = {node.name: node for node in result.graph}
     held = {pair: _hold(edit, values[pair[0]], pair[1], ranges, scale_dtype) for pair in placement.encodings}
     weights: dict[QuantizedWeight, _Weight] = {}
+    least = _find_least_scales(placement, nodes, held)
     for placed in placement.quantized:
         node, weight = nodes[placed.name], placed.held_weight
         if not placed.activations:  # its weight is quantized alone, in the precision that it then has
             continue
         if placed.weight is not None and weight is not None:
             if weight not in weights:
-                weights[weight] = _quantized_weight(edit, weight, scale_dtype, ranges)
+                weights[weight] = _quantized_weight(edit, weight, scale_dtype, ranges, least.get(weight))
             channels = ranges.channels.get(placed.activations[0][1])
             if channels is not None and channels.mean and has_input_channels(placed, node):
                 lost = weights[weight].lost()
@@ -98,6 +103,23 @@ class _Held:
 
     value: ir.Value
     divisors: ir.Value | None = None
+
+
+def _find_least_scales(
+    placement: Placement, nodes: Mapping[str | None, ir.Node], held: Mapping[tuple[str, Encoding], _Held]
+) -> dict[QuantizedWeight, NDArray[np.float64]]:
+    """Returns the scales that INT8 weights need for the biases of all layers that read them."""
+    found: dict[QuantizedWeight, NDArray[np.float64]] = {}
+    for placed in placement.quantized:
+        weight, pairs = placed.held_weight, placed.encodings
+        if weight is None or weight.encoding.format is not INT8 or len(pairs) != 1:
+            continue
+        dequantize = held[pairs[0]].value.producer()
+        step = None if dequantize is None else find_constant(dequantize, 1)
+        least = None if step is None else find_least_scale(nodes[placed.name], step)
+        if least is not None:
+            found[weight] = np.maximum(found[weight], least) if weight in found else least
+    return found
 
 
 def _hold(edit: GraphEditor, source: ir.Value, encoding: Encoding, ranges: Ranges, dtype: str) -> _Held:
@@ -157,6 +179,7 @@ def _quantized_weight(
     weight: QuantizedWeight,
     scale_dtype: str,
     ranges: Ranges,
+    least: NDArray[np.float64] | None,
 ) -> _Weight:
     source = edit.graph.initializers[weight.tensor]
     assert source.const_value is not None
@@ -165,7 +188,8 @@ def _quantized_weight(
     stored = weight.encoding.stored and store(values, weight.encoding.stored, scale_dtype)
     floats = stored.values if stored else values
     form = weight.encoding.format
-    qparams = _in_dtype_of(source, find_qparams(floats, weight.encoding, ranges, scale_dtype))
+    qparams = find_qparams(floats, weight.encoding, ranges, scale_dtype)
+    qparams = _in_dtype_of(source, qparams if least is None else raise_scales(qparams, least))
     rounding = ranges.roundings.get(hash_weight(values, form)) if ranges.roundings and not stored else None
     if rounding is None:
         codes = quantize_array(floats, qparams)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ from trtq.calibrators.ranges import Ranges
 from trtq.models.tensors import PIECE
 from trtq.pipeline.formats import INT8, NVFP4
 from trtq.pipeline.formats.encoding import Encoding
-from trtq.pipeline.formats.floats import convert_scales
+from trtq.pipeline.formats.floats import choose_scales, convert_scales
 from trtq.pipeline.formats.granularity import PerBlock, PerToken
 from trtq.pipeline.formats.int8 import UINT8
 
@@ -57,11 +57,11 @@ class QParams:
 
 
 def choose_activation_qparams(amax: float, dtype: str, encoding: Encoding = _PLAIN) -> QParams:
-    """Returns one scale with which the largest code stands for `amax`, in the dtype of `convert_scales`.
+    """Returns one scale with which the largest code stands for `amax`, in the dtype of `choose_scales`.
 
     It is a 0-d array: with shape (1,) TensorRT runs a Conv in float.
     """
-    return QParams(convert_scales(np.float64(amax) / encoding.format.largest, dtype), encoding)
+    return QParams(choose_scales(np.float64(amax) / encoding.format.largest, dtype), encoding)
 
 
 def choose_asymmetric_qparams(ends: tuple[float, float], dtype: str) -> QParams:
@@ -71,7 +71,7 @@ def choose_asymmetric_qparams(ends: tuple[float, float], dtype: str) -> QParams:
     lies between the ends, which differ. Codes are unsigned, as the fast kernels of ONNX Runtime want them.
     """
     low, high = ends
-    scale = convert_scales((np.float64(high) - np.float64(low)) / 255, dtype)
+    scale = choose_scales((np.float64(high) - np.float64(low)) / 255, dtype)
     zero = int(np.clip(np.rint(-low / float(scale)), 0, 255))
     return QParams(scale, _UNSIGNED, zero)
 
@@ -84,7 +84,7 @@ def choose_weight_qparams(weight: NDArray[Any], encoding: Encoding, dtype: str) 
         for find in (weight.max, weight.min)
     )
     amax = np.maximum(highest, -lowest)
-    return QParams(convert_scales(amax / encoding.format.largest, dtype), encoding)
+    return QParams(choose_scales(amax / encoding.format.largest, dtype), encoding)
 
 
 def choose_weight_qparams_mse(weight: NDArray[Any], encoding: Encoding, dtype: str) -> QParams:
@@ -96,7 +96,7 @@ def choose_weight_qparams_mse(weight: NDArray[Any], encoding: Encoding, dtype: s
     best, least = widest.scale, np.full(widest.scale.shape, np.inf, np.float32)
     values, form = weight.astype(np.float32), encoding.format
     for share in _CLIPS:
-        found = convert_scales(widest.scale.astype(np.float64) * share, dtype)
+        found = choose_scales(widest.scale.astype(np.float64) * share, dtype)
         scale = encoding.granularity.spread(found.astype(np.float32), weight.shape)
         error = form.levels_of(form.codes_of(values, scale)) * scale - values
         loss = np.square(error).sum(axis=_shared_axes(weight, encoding), keepdims=_keeps(encoding))
@@ -108,7 +108,7 @@ def choose_block_qparams(weight: NDArray[Any], encoding: Encoding, dtype: str) -
     """Returns E4M3 scales of the blocks of a weight, and what they share in the dtype."""
     assert isinstance(encoding.granularity, PerBlock)
     amax = np.abs(weight).max(initial=0.0).astype(np.float64)
-    shared = convert_scales(amax / NVFP4.largest, dtype)
+    shared = choose_scales(amax / NVFP4.largest, dtype)
     scales = NVFP4.scales_of_blocks(weight, encoding.granularity, shared.astype(np.float32))
     return QParams(scales, encoding, shared=shared)
 
@@ -119,6 +119,14 @@ def find_qparams(weight: NDArray[Any], encoding: Encoding, ranges: Ranges, dtype
         return choose_block_qparams(weight, encoding, dtype)
     find = choose_weight_qparams_mse if ranges.weight_scales == "mse" else choose_weight_qparams
     return find(weight, encoding, dtype)
+
+
+def raise_scales(qparams: QParams, least: NDArray[np.float64]) -> QParams:
+    """Returns scales of channels that are at least so large, (channels,); one scale of all stays as it is."""
+    if qparams.scale.shape != least.shape:
+        return qparams
+    raised = np.maximum(qparams.scale.astype(np.float64), least)
+    return replace(qparams, scale=convert_scales(raised, qparams.scale.dtype.name))
 
 
 def divide_by_scale(values: NDArray[Any], qparams: QParams) -> NDArray[np.float64]:

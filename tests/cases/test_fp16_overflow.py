@@ -54,6 +54,35 @@ def test_what_overflows_in_one_sample_stays_fp32(
     assert {"pow", "var"} <= {node.name for node in report.kept_fp32}
 
 
+@pytest.mark.parametrize("repair", ["none", "bias", "shift"])
+@pytest.mark.parametrize(
+    ("data", "weight"),
+    [(300, 300), (1e-3, 1e-4), (1e-7, 1e4), (1e4, 1e-7)],
+    ids=["large product", "small product", "small input", "small weight"],
+)
+def test_what_repairs_add_reaches_as_far(
+    path_of: Callable[..., Path], tmp_path: Path, repair: str, data: float, weight: float
+) -> None:
+    """The product in front of a new bias overflowed, and scales below FP16's least number were raised."""
+    text = """net (float[N, 64] x) => (float[N, 64] y) {
+        [fc0] a = MatMul (x, w0) r = Relu (a) s = Mul (r, back) [fc1] y = MatMul (s, w1) }"""
+    rng = np.random.default_rng(7)
+    w0, w1 = (rng.standard_normal((64, 64)).astype(np.float32) / 8 for _ in range(2))
+    back = np.float32(1 / data / weight)
+    model = path_of(text, w0=w0 * np.float32(weight), w1=w1, back=back)
+    x = (data * rng.standard_normal((64, 64))).astype(np.float32)
+    np.savez(tmp_path / "x.npz", x=x)
+    spec = trtq.ModelSpec(
+        calibration=trtq.CalibrationSpec(data=str(tmp_path / "x.npz"), method="minmax"),
+        quantization=trtq.QuantizationSpec(repair=(repair,)),
+    )
+    target = trtq.Target(backend="onnxruntime", high_precision="fp16")
+    report = trtq.build(model, spec=spec, target=target, output=tmp_path / "out")
+    assert report.verdict == "pass"
+    assert report.comparison is not None
+    assert min(item.sqnr_db for item in report.comparison if item.candidate == "int8") > 30
+
+
 def test_ranges_of_an_fp32_build_are_not_those_of_an_fp16_one(tmp_path: Path) -> None:
     """Where no tensor needs a range, an FP32 build looks at none; its ranges would let the overflow pass."""
     proto = onnx.parser.parse_model("""<ir_version: 9, opset_import: ["": 19]>

@@ -119,6 +119,20 @@ def encode_weight(
     return codes.T, scales.T
 
 
+def find_scale_dtypes(model: ir.Model, chosen: Sequence[ChosenWeight]) -> dict[str, str]:
+    """Returns the dtype that the scales of each weight must survive, by name: the shortest of its readers.
+
+    Args:
+        model: The graph, perhaps computing in FP16 already, but for nodes that stay FP32.
+        chosen: What `group_by_weight` returned for the float graph.
+    """
+    nodes = {str(node.name): (place, node) for place, node in enumerate(model.graph)}
+    return {
+        weight.tensor: min(_by_dtype(nodes, weight), key=lambda dtype: dtype.bitwidth).numpy().name
+        for weight in chosen
+    }
+
+
 def _by_dtype(
     nodes: Mapping[str, tuple[int, ir.Node]], weight: ChosenWeight
 ) -> dict[ir.DataType, list[tuple[ir.Node, int]]]:

@@ -32,32 +32,33 @@ def quantize_by_gptq(
     model: ir.Model,
     chosen: Sequence[ChosenWeight],
     batches: Batches,
-    dtype: str,
+    dtypes: Mapping[str, str],
     workers: Workers | None = None,
 ) -> dict[str, Codes]:
     """Returns INT4 codes of the weights of products by GPTQ, by the weight's name; not of embeddings.
 
-    The scales survive the dtype "float32", "float16" or "bfloat16". Workers take some of the activations
-    each, with the weights that are multiplied with them; None: this process does all.
+    The scales of each survive its dtype: "float32", "float16" or "bfloat16". Workers take some of the
+    activations each, with the weights that are multiplied with them; None: this process does all.
 
     Raises:
         DataError: The data does not fit.
         ModelError: ONNX Runtime cannot run the model, or a weight is not finite.
     """
     found: dict[str, Codes] = {}
-    for _, _, codes in map_inputs(model, chosen, batches, partial(_quantize, dtype=dtype), workers):
+    for _, _, codes in map_inputs(model, chosen, batches, partial(_quantize, dtypes=dtypes), workers):
         found |= codes
     return found
 
 
 def _quantize(
-    model: ir.Model, _: str, weights: Sequence[ChosenWeight], gram: Gram, *, dtype: str
+    model: ir.Model, _: str, weights: Sequence[ChosenWeight], gram: Gram, *, dtypes: Mapping[str, str]
 ) -> dict[str, Codes]:
     found: dict[str, Codes] = {}
     for weight in weights:
         is_first = weight.blocks.axis == 0
         values = read_weight(model, weight)
-        codes, scales = quantize_gptq(values if is_first else values.T, gram, weight.blocks.size, dtype)
+        dtype, rows = dtypes[weight.tensor], values if is_first else values.T
+        codes, scales = quantize_gptq(rows, gram, weight.blocks.size, dtype)
         found[weight.tensor] = (codes, scales) if is_first else (codes.T, scales.T)
     return found
 

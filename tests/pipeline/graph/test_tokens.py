@@ -34,6 +34,15 @@ def test_rows_have_scales_where_the_layer_sums_over_them(
     assert place(model).activations == ("x",)
 
 
+def test_a_vector_leaves_no_rows(model_of: Callable[..., ir.Model]) -> None:
+    model = model_of("g (float[32,32] x) => (float[32] y) { [fc] y = MatMul(x, w) }", w=random_array(32))
+    placement = place(model, per_token=True)
+    assert placement == place(model)
+    (layer,) = placement.quantized
+    reason = "its constant is a vector, so that its output has no rows"
+    assert explain_one_scale(model.graph[0], layer) == reason
+
+
 def test_a_convolution_keeps_one_scale(model_of: Callable[..., ir.Model]) -> None:
     text = "g (float[N,8,8,8] x) => (float[N,8,8,8] y) { [c] c = Conv(x, w1) [fc] y = MatMul(c, w2) }"
     placement = place(model_of(text, w1=random_array(8, 8, 1, 1), w2=random_array(8, 8)), per_token=True)

@@ -14,6 +14,8 @@ from hypothesis import strategies as st
 from int8_encodings import int8_along
 from numpy.typing import NDArray
 
+from trtq.pipeline.formats import INT8
+from trtq.pipeline.formats.encoding import Encoding
 from trtq.pipeline.rewrite import qparams as module
 from trtq.pipeline.rewrite.qparams import (
     QParams,
@@ -21,6 +23,7 @@ from trtq.pipeline.rewrite.qparams import (
     choose_asymmetric_qparams,
     choose_weight_qparams,
     quantize_array,
+    raise_scales,
 )
 
 DTYPES = ("float32", "float16", "bfloat16")
@@ -126,7 +129,7 @@ def test_scales_are_positive_finite_and_never_clip(amax: float, dtype: str) -> N
         (1.0, "float32", float(np.nextafter(np.float32(1 / 127), np.float32(1)))),
         (127.0, "float16", 1.0),
         (127.01, "float16", 1 + 2.0**-10),
-        (1e-30, "float16", 2.0**-24),
+        (0.0, "float16", 2.0**-24),
         (127.0 * 2.0**-24 * 1.5, "float16", 2.0**-23),
         (127.01, "bfloat16", 1 + 2.0**-7),
         (1e-44, "float32", 2.0**-126),
@@ -140,10 +143,26 @@ def test_scales_by_hand(amax: float, dtype: str, wanted: float) -> None:
     assert float(scale) == wanted
 
 
-def test_a_scale_beyond_fp16_stays_fp32() -> None:
-    scale = choose_activation_qparams(1.27e8, "float16").scale
+@pytest.mark.parametrize("wanted", [1e6, 2.0**-25])
+def test_a_scale_beyond_fp16_stays_fp32(wanted: float) -> None:
+    scale = choose_activation_qparams(127 * wanted, "float16").scale
     assert scale.dtype == np.float32
-    assert float(scale) == 1e6
+    assert float(scale) == wanted
+
+
+def test_a_scale_that_vanishes_beside_others_is_raised() -> None:
+    weight = np.array([[127.0, 1e-9]], np.float32)
+    scale = choose_weight_qparams(weight, int8_along(1), "float16").scale
+    assert scale.dtype == np.float16
+    assert scale.tolist() == [1.0, 2.0**-24]
+
+
+@pytest.mark.parametrize(("encoding", "wanted"), [(int8_along(1), [0.5, 1.0]), (Encoding(INT8), 1.0)])
+def test_scales_are_raised_to_the_least(encoding: Encoding, wanted: Any) -> None:
+    weight = np.array([[12.7, 127.0]] * 3, np.float32)
+    raised = raise_scales(choose_weight_qparams(weight, encoding, "float32"), np.array([0.5, 0.25]))
+    assert raised.scale.dtype == np.float32
+    assert raised.scale.tolist() == wanted
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

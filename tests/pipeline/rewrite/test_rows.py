@@ -18,6 +18,7 @@ from trtq.pipeline.formats.encoding import Encoding
 from trtq.pipeline.formats.granularity import PerChannel
 from trtq.pipeline.rewrite.precision import to_fp16
 from trtq.pipeline.rewrite.qparams import choose_weight_qparams, quantize_array
+from trtq.pipeline.rewrite.reach import spread
 
 ModelOf = Callable[..., ir.Model]
 OutputsOf = Callable[..., list[NDArray[Any]]]
@@ -114,7 +115,7 @@ def test_rows_in_fp16_need_no_number_that_it_lacks(model_of: ModelOf, outputs_of
 
 def test_rows_that_fp16_cannot_hold_are_found_in_fp32(model_of: ModelOf, outputs_of: OutputsOf) -> None:
     made = quantized(model_of(MATMUL, w=random_array(32, 48)), "float16", per_token=True)
-    half, kept = to_fp16(made, beyond_fp16={"x": 1e6, "y": 1e7})
+    half, kept = to_fp16(made, beyond_fp16=spread(made.graph, {"x": 1e6, "y": 1e7}, ("x", "w", "y")))
     assert {"Abs", "ReduceMax", "Max", "Div", "Mul"} <= {
         node.op_type for node in half.graph if node.name in {item.name for item in kept}
     }

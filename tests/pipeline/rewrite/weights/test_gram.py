@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -14,9 +15,12 @@ from pickled_workers import Pickled
 
 from trtq.calibrators.batches import Batches, Feed
 from trtq.errors import DataError, ModelError
+from trtq.pipeline.formats import FP16
+from trtq.pipeline.formats.codes import Codes
 from trtq.pipeline.formats.scheme import WeightScheme
 from trtq.pipeline.graph.load import Graph
 from trtq.pipeline.rewrite.mixed import WeightEncoding, quantize_graph
+from trtq.pipeline.rewrite.weights.apply import find_scale_dtypes
 from trtq.pipeline.rewrite.weights.choose import choose_weights, group_by_weight
 from trtq.pipeline.rewrite.weights.gram import quantize_by_gptq
 
@@ -29,21 +33,45 @@ def batches(value: float) -> Batches:
     return Batches(lambda: iter([feed]), "calib.npz", 2)
 
 
+def _quantize(model: ir.Model, data: Batches) -> dict[str, Codes]:
+    chosen = group_by_weight(model, choose_weights(model, GPTQ))
+    return quantize_by_gptq(model, chosen, data, find_scale_dtypes(model, chosen))
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf, 1e30])
 def test_products_that_are_not_finite_are_refused(model_of: Callable[..., ir.Model], value: float) -> None:
     model = model_of(TEXT, opset=21, w=np.ones((64, 64), np.float32))
     with pytest.raises(
         DataError, match=r"tensor 'x' has values in calib\.npz \(samples 0 to 1\) that are not fin"
     ):
-        quantize_by_gptq(
-            model, group_by_weight(model, choose_weights(model, GPTQ)), batches(value), "float32"
-        )
+        _quantize(model, batches(value))
 
 
 def test_a_weight_that_is_not_finite_is_refused(model_of: Callable[..., ir.Model]) -> None:
     model = model_of(TEXT, opset=21, w=np.full((64, 64), np.inf, np.float32))
     with pytest.raises(ModelError, match="weight 'w' has 4096 values that are infinite"):
-        quantize_by_gptq(model, group_by_weight(model, choose_weights(model, GPTQ)), batches(1.0), "float32")
+        _quantize(model, batches(1.0))
+
+
+@pytest.mark.parametrize("method", ["gptq", "awq", "mse"])
+@pytest.mark.parametrize("size", [1e-7, 1e5])
+def test_weights_that_fp16_does_not_hold_have_scales_in_fp32(
+    graph_of: Callable[..., Graph], outputs_of: Callable[..., list[Any]], method: str, size: float
+) -> None:
+    rng = np.random.default_rng(0)
+    w = (size * rng.standard_normal((64, 64))).astype(np.float32)
+    v = rng.standard_normal((64, 64)).astype(np.float32)
+    text = "g (float[N,64] x) => (float[N,64] y, float[N,64] z) { y = MatMul (x, w) z = MatMul (x, v) }"
+    graph = graph_of(text, opset=21, w=w, v=v)
+    feed = {"x": rng.standard_normal((256, 64)).astype(np.float32)}
+    data = Batches(lambda: iter([Feed(feed, "made up", 256)]), "made up", 256)
+    placement = choose_weights(graph.model, WeightScheme("int4", method))
+    how = WeightEncoding(method, batches=data)
+    made = quantize_graph(graph, placement, rest=FP16, weights=how)
+    for ours, theirs in zip(
+        outputs_of(made.model, feed=feed), outputs_of(graph.model, feed=feed), strict=True
+    ):
+        assert np.square(ours - theirs).mean() < 0.03 * np.square(theirs).mean()
 
 
 @pytest.mark.parametrize("method", ["gptq", "awq"])
@@ -86,7 +114,8 @@ def test_activations_count_as_memory(
     for limit, passes in ((3 * gram + 2 * activation, 1), (2 * gram + activation, 2), (gram, 3)):
         monkeypatch.setattr("trtq.pipeline.rewrite.weights.gram._MOST_BYTES", limit)
         begun.clear()
-        found.append(quantize_by_gptq(model, chosen, Batches(read, "made up", 100), "float32"))
+        dtypes = find_scale_dtypes(model, chosen)
+        found.append(quantize_by_gptq(model, chosen, Batches(read, "made up", 100), dtypes))
         assert len(begun) == 1 + passes, "a look at the first feed, and the passes"
         for name, (codes, scales) in found[0].items():
             assert np.array_equal(codes, found[-1][name][0])
