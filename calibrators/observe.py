@@ -25,6 +25,7 @@ from trtq.calibrators.channels import ChannelLayout, ChannelStats, ChannelTally
 from trtq.calibrators.guard import MagnitudeGuard, create_guard
 from trtq.calibrators.kernel import count_table_bytes
 from trtq.calibrators.plan import PassPlan, plan_passes
+from trtq.calibrators.split import is_splittable, select_inputs, slice_arrays
 from trtq.calibrators.statistics import Statistics
 from trtq.calibrators.survey import Survey, measure_inputs, refuse_unknown, survey
 from trtq.calibrators.taps import Taps, TapsOpener
@@ -133,9 +134,9 @@ def _start(
 ) -> _Start:
     seen = _accumulate(model, tensors, control)
     computed = [name for name in tensors if name not in first.arrays]
-    found, may_split = _survey_feed(model, computed, first, control.device, _may_split(model, batches))
+    found, may_split = _survey_feed(model, computed, first, control.device, is_splittable(model, batches))
     seen.raise_magnitudes(found.magnitudes)
-    inputs = _select_inputs(model, first.arrays)
+    inputs = select_inputs(model, first.arrays)
     known = {**found.magnitudes, **measure_inputs(inputs)}
     plan = plan_passes(
         {name: found.sizes.get(name, 0) for name in tensors},
@@ -250,10 +251,10 @@ class _Observer:
         for feed in feeds:
             num_samples = max(1, feed.num_samples)  # one without samples is fed too, and finished
             size = self.plan.part_samples or num_samples
-            inputs = _select_inputs(self.model, feed.arrays)
+            inputs = select_inputs(self.model, feed.arrays)
             for start in range(0, num_samples, size):
                 is_last = start + size >= num_samples
-                arrays = inputs if start == 0 and is_last else _slice(inputs, start, start + size)
+                arrays = inputs if start == 0 and is_last else slice_arrays(inputs, start, start + size)
                 yield _MicroBatch(feed, start, arrays, min(size, num_samples - start), is_last)
             if time.monotonic() >= deadline:
                 return
@@ -320,33 +321,15 @@ class _GuardedTaps:
             self.current = wider, taps if is_same else self._open(wider)
 
 
-def _may_split(model: ir.Model, batches: Batches) -> bool:
-    """Returns whether the samples of a feed may be run apart."""
-    shapes = [value.shape for value in model.graph.inputs]
-    open_axes = all(shape is not None and len(shape) and not isinstance(shape[0], int) for shape in shapes)
-    return batches.feed_samples is not None and open_axes
-
-
 def _survey_feed(
     model: ir.Model, tensors: Sequence[str], feed: Feed, device: str, may_split: bool
 ) -> tuple[Survey, bool]:
-    """Returns what the first feed shows, and whether the feeds may be split indeed.
-
-    An open batch axis may be a promise that the model breaks, such as by a Reshape to a constant shape.
-    """
-    inputs = _select_inputs(model, feed.arrays)
+    """Returns what the first feed shows, and whether the feeds may be split indeed."""
+    inputs = select_inputs(model, feed.arrays)
     if may_split:
         with suppress(ModelError):
-            return survey(model, tensors, _slice(inputs, 0, 1), device), True
+            return survey(model, tensors, slice_arrays(inputs, 0, 1), device), True
     return survey(model, tensors, inputs, device), False
-
-
-def _select_inputs(model: ir.Model, arrays: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-    return {str(value.name): arrays[str(value.name)] for value in model.graph.inputs}
-
-
-def _slice(arrays: Mapping[str, NDArray[Any]], start: int, stop: int) -> dict[str, NDArray[Any]]:
-    return {name: array[start:stop] for name, array in arrays.items()}
 
 
 def _describe_nonfinite(name: str, values: NDArray[Any], taps: Taps, batch: _MicroBatch) -> DataError:
