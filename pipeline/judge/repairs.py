@@ -25,8 +25,8 @@ _FEW_SAMPLES = 16
 """Fewer than these are a few."""
 _GROWTH = 2
 """Each round has so many times the samples of the one before."""
-_ERRORS, _FEW_ERRORS = 2, 4
-"""By how many standard errors of its mean gain a candidate falls behind; the first few samples tell less."""
+_ERRORS = {8: 4, _FEW_SAMPLES: 3}
+"""By how many standard errors of its mean gain a candidate falls behind on fewer samples than these; else 2."""
 _ATTENTION = "INT8 attention"
 
 
@@ -182,8 +182,10 @@ class _Search:
         return [name for name in left if candidates[name].scores().may_be_above(own, least_gain_db, errors)]
 
     def _choose_errors(self, num_feeds: int) -> int:
-        is_early = num_feeds < len(self.judge.feeds) and self._count_samples(num_feeds) < _FEW_SAMPLES
-        return _FEW_ERRORS if is_early else _ERRORS
+        if num_feeds == len(self.judge.feeds):
+            return 2
+        num_samples = self._count_samples(num_feeds)
+        return next((errors for most, errors in _ERRORS.items() if num_samples < most), 2)
 
     def _count_samples(self, num_feeds: int) -> int:
         return sum(feed.num_samples for feed in self.judge.feeds[:num_feeds])
