@@ -26,7 +26,7 @@ _FEW_SAMPLES = 16
 _GROWTH = 2
 """Each round has so many times the samples of the one before."""
 _ERRORS = {8: 4, _FEW_SAMPLES: 3}
-"""By how many standard errors of its mean gain a candidate falls behind on fewer samples than these; else 2."""
+"""By how many standard errors of its mean gain a candidate falls behind on fewer samples than so; else 2."""
 _ATTENTION = "INT8 attention"
 
 
