@@ -34,6 +34,7 @@ from trtq.calibrators.accumulator import Accumulator
 from trtq.calibrators.channels import ChannelTally
 from trtq.calibrators.guard import create_guard
 from trtq.calibrators.plan import plan_passes
+from trtq.calibrators.split import is_splittable, select_inputs
 from trtq.calibrators.taps import TapsOpener, open_taps
 from trtq.models.session import SessionOptions
 from trtq.pipeline.calibrate import CalibrationSetup, open_calibration
@@ -136,12 +137,14 @@ def begin(subject: CalibrationSetup, *, is_blind: bool) -> Pass:
     computed = [name for name in tensors if name not in first.arrays]
     with patch.object(survey, "add_magnitudes", (lambda *_: {}) if is_blind else survey.add_magnitudes):
         found, may_split = observe._survey_feed(
-            model, computed, first, "cpu", observe._may_split(model, batches)
+            lambda feed: survey.survey(model, computed, feed, "cpu"),
+            select_inputs(model, first.arrays),
+            is_splittable(model, batches),
         )
     seen.raise_magnitudes(found.magnitudes)
     sizes, tables = {name: found.sizes.get(name, 0) for name in tensors}, dict.fromkeys(tensors, 0)
     plan = plan_passes(sizes, tables, seen.feeds, may_split, None)
-    arrays = observe._select_inputs(model, first.arrays)
+    arrays = select_inputs(model, first.arrays)
     guard: Any = Unguarded()
     if not is_blind:
         guard = create_guard(model, tensors, arrays, seen.magnitudes, may_widen=True)
@@ -159,7 +162,7 @@ def begin(subject: CalibrationSetup, *, is_blind: bool) -> Pass:
     def count(batch: Any) -> None:
         observer._count(taps, batch)
 
-    return Pass(count, parts, lambda: len(taps.current[0].watched), taken)
+    return Pass(count, parts, lambda: len({*taps.current[1].watched.values()}), taken)
 
 
 def spend(call: Callable[[Any], None], batch: Any) -> float:

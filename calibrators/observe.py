@@ -25,8 +25,9 @@ from trtq.calibrators.channels import ChannelLayout, ChannelStats, ChannelTally
 from trtq.calibrators.guard import MagnitudeGuard, create_guard
 from trtq.calibrators.kernel import count_table_bytes
 from trtq.calibrators.plan import PassPlan, plan_passes
+from trtq.calibrators.split import is_splittable, select_inputs, slice_arrays
 from trtq.calibrators.statistics import Statistics
-from trtq.calibrators.survey import Survey, measure_inputs, refuse_unknown, survey
+from trtq.calibrators.survey import Survey, measure_inputs, refuse_unknown, survey, survey_observed
 from trtq.calibrators.taps import Taps, TapsOpener
 from trtq.errors import DataError, ModelError
 from trtq.models.session import SessionOptions
@@ -56,6 +57,7 @@ class PassControl:
         watches_all: Whether the magnitudes of all tensors are wanted although none is observed.
         channels: The observed tensors whose channels are measured too, and where these are; only where a part
             of the data is every n-th feed, as their halves are of even and odd feeds.
+        guards: Whether it is watched that no other tensor leaves the range of FP16 unseen.
     """
 
     device: str = "cpu"
@@ -67,6 +69,7 @@ class PassControl:
     note: Callable[[str], None] = Silent().note
     watches_all: bool = False
     channels: Mapping[str, ChannelLayout] = field(default_factory=dict)
+    guards: bool = True
 
 
 def observe(
@@ -119,14 +122,14 @@ class _Start:
     """What the first feed of the data shows, and what follows from it.
 
     Attributes:
-        magnitudes: Of all tensors.
+        magnitudes: Of all tensors; without a guard of those that are observed.
         plan: How the passes are made.
-        guard: What every part begins with.
+        guard: What every part begins with, if anything is guarded.
     """
 
     magnitudes: Mapping[str, float]
     plan: PassPlan
-    guard: MagnitudeGuard
+    guard: MagnitudeGuard | None
 
 
 def _start(
@@ -134,9 +137,12 @@ def _start(
 ) -> _Start:
     seen = _accumulate(model, tensors, control)
     computed = [name for name in tensors if name not in first.arrays]
-    found, may_split = _survey_feed(model, computed, first, control.device, _may_split(model, batches))
+    look = survey if control.guards else survey_observed
+    inputs = select_inputs(model, first.arrays)
+    found, may_split = _survey_feed(
+        lambda feed: look(model, computed, feed, control.device), inputs, is_splittable(model, batches)
+    )
     seen.raise_magnitudes(found.magnitudes)
-    inputs = _select_inputs(model, first.arrays)
     known = {**found.magnitudes, **measure_inputs(inputs)}
     plan = plan_passes(
         {name: found.sizes.get(name, 0) for name in tensors},
@@ -147,6 +153,8 @@ def _start(
     )
     if plan.note:
         control.note(plan.note)
+    if not control.guards:
+        return _Start(found.magnitudes, plan, None)
     guard = create_guard(model, tensors, inputs, seen.magnitudes, may_widen=len(plan.groups) < 2)
     return _Start(found.magnitudes, plan, guard)
 
@@ -186,7 +194,8 @@ class PreparedPass:
         seen.raise_magnitudes(start.magnitudes)
         control = replace(self.control, shard=shard)
         tally = ChannelTally()
-        observer = _Observer(self.model, self.opener, start.guard.restart(), start.plan, seen, tally, control)
+        guard = None if start.guard is None else start.guard.restart()
+        observer = _Observer(self.model, self.opener, guard, start.plan, seen, tally, control)
         for group in start.plan.groups or ((),):
             observer.observe(group, self.batches, progress)
             seen.close(group)
@@ -209,7 +218,7 @@ class _MicroBatch:
 class _Observer:
     model: ir.Model
     opener: TapsOpener
-    guard: MagnitudeGuard
+    guard: MagnitudeGuard | None
     plan: PassPlan
     seen: Accumulator
     tally: ChannelTally
@@ -222,9 +231,10 @@ class _Observer:
         engine = SessionOptions(control.device, plan.threads_a_run, plan.keeps_memory, keeps_order=True)
         watches = is_first or control.earlier is not None  # whose guard was another
 
-        def open_guarded(guard: MagnitudeGuard) -> Taps:
-            watched = guard.watched if watches else ()
-            return self.opener.open(group, watched, engine, guard.doubtful)
+        def open_guarded(guard: MagnitudeGuard | None) -> Taps:
+            if guard is None:
+                return self.opener.open(group, (), engine)
+            return self.opener.open(group, guard.watched if watches else (), engine, guard.doubtful)
 
         taps = _GuardedTaps(open_guarded, self.guard, may_widen=len(plan.groups) < 2)
         start = position = self.seen.feeds[group[0]] if group else 0
@@ -251,10 +261,10 @@ class _Observer:
         for feed in feeds:
             num_samples = max(1, feed.num_samples)  # one without samples is fed too, and finished
             size = self.plan.part_samples or num_samples
-            inputs = _select_inputs(self.model, feed.arrays)
+            inputs = select_inputs(self.model, feed.arrays)
             for start in range(0, num_samples, size):
                 is_last = start + size >= num_samples
-                arrays = inputs if start == 0 and is_last else _slice(inputs, start, start + size)
+                arrays = inputs if start == 0 and is_last else slice_arrays(inputs, start, start + size)
                 yield _MicroBatch(feed, start, arrays, min(size, num_samples - start), is_last)
             if time.monotonic() >= deadline:
                 return
@@ -282,7 +292,7 @@ class _Observer:
                 self.seen.raise_magnitudes({name: magnitude})
 
         taps.show(batch.arrays, count, watch)
-        if not guard.proves(found, batch.arrays):
+        if guard is not None and not guard.proves(found, batch.arrays):
             seen = survey(self.model, (), batch.arrays, self.control.device)
             self.seen.raise_magnitudes(seen.magnitudes)
             guarded.widen(guard, batch.arrays, inputs, self.seen.magnitudes)
@@ -297,7 +307,11 @@ class _GuardedTaps:
     """
 
     def __init__(
-        self, opened: Callable[[MagnitudeGuard], Taps], guard: MagnitudeGuard, *, may_widen: bool
+        self,
+        opened: Callable[[MagnitudeGuard | None], Taps],
+        guard: MagnitudeGuard | None,
+        *,
+        may_widen: bool,
     ) -> None:
         self.current = guard, opened(guard)
         self._open = opened
@@ -321,33 +335,14 @@ class _GuardedTaps:
             self.current = wider, taps if is_same else self._open(wider)
 
 
-def _may_split(model: ir.Model, batches: Batches) -> bool:
-    """Returns whether the samples of a feed may be run apart."""
-    shapes = [value.shape for value in model.graph.inputs]
-    open_axes = all(shape is not None and len(shape) and not isinstance(shape[0], int) for shape in shapes)
-    return batches.feed_samples is not None and open_axes
-
-
 def _survey_feed(
-    model: ir.Model, tensors: Sequence[str], feed: Feed, device: str, may_split: bool
+    look: Callable[[Mapping[str, NDArray[Any]]], Survey], inputs: Mapping[str, NDArray[Any]], may_split: bool
 ) -> tuple[Survey, bool]:
-    """Returns what the first feed shows, and whether the feeds may be split indeed.
-
-    An open batch axis may be a promise that the model breaks, such as by a Reshape to a constant shape.
-    """
-    inputs = _select_inputs(model, feed.arrays)
+    """Returns what the first feed shows, and whether the feeds may be split indeed."""
     if may_split:
         with suppress(ModelError):
-            return survey(model, tensors, _slice(inputs, 0, 1), device), True
-    return survey(model, tensors, inputs, device), False
-
-
-def _select_inputs(model: ir.Model, arrays: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-    return {str(value.name): arrays[str(value.name)] for value in model.graph.inputs}
-
-
-def _slice(arrays: Mapping[str, NDArray[Any]], start: int, stop: int) -> dict[str, NDArray[Any]]:
-    return {name: array[start:stop] for name, array in arrays.items()}
+            return look(slice_arrays(inputs, 0, 1)), True
+    return look(inputs), False
 
 
 def _describe_nonfinite(name: str, values: NDArray[Any], taps: Taps, batch: _MicroBatch) -> DataError:

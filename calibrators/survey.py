@@ -10,6 +10,7 @@ from typing import Any
 
 import onnx_ir as ir
 from numpy.typing import NDArray
+from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from trtq.calibrators.finite import list_doubtful
 from trtq.errors import ModelError
@@ -45,6 +46,16 @@ def survey(model: ir.Model, tensors: Sequence[str], feed: Mapping[str, NDArray[A
     return _survey(model, tensors, floats, floats, feed, device)
 
 
+def survey_observed(
+    model: ir.Model, tensors: Sequence[str], feed: Mapping[str, NDArray[Any]], device: str
+) -> Survey:
+    """Returns the sizes and the magnitudes of tensors that nodes make, and of no others, as `survey` does."""
+    made = map_values_made(model)
+    return _survey(
+        model, tensors, [name for name in tensors if _is_float32_tensor(made[name])], (), feed, device
+    )
+
+
 def measure_sizes(
     model: ir.Model, tensors: Sequence[str], feed: Mapping[str, NDArray[Any]], device: str = "cpu"
 ) -> Mapping[str, int]:
@@ -71,6 +82,7 @@ def _survey(
     sizes = {_append(clone, made[name], _count, f"trtq_size_{name}", _INT64): name for name in tensors}
     if not magnitudes and not sizes:
         return Survey({}, {})
+    RemoveUnusedNodesPass()(clone)
     seen: dict[str, float] = {}
     # Without optimizations the session opens sooner than it gains by them on one feed.
     engine = SessionOptions(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -15,7 +16,7 @@ from trtq.calibrators.ranges import Ranges
 from trtq.models.session import count_weight_bytes
 from trtq.models.spec import ModelSpec
 from trtq.pipeline.build.begin import begin_build
-from trtq.pipeline.build.comparison import EnginePlan, compare_job, name_to_judge
+from trtq.pipeline.build.comparison import EnginePlan, compare_job, name_to_judge, open_engine
 from trtq.pipeline.build.engine import EngineBuild, build_engine, find_layers_without_kernel
 from trtq.pipeline.build.folder import measure_sizes, write_folder
 from trtq.pipeline.build.found import revise
@@ -151,7 +152,9 @@ def run_job(
         if auto is not None and built.job is not job:
             auto = revise(auto, built.job)
         plan = EnginePlan(stage / ENGINE, built.engine.report.profiles)
-        comparison = compare_job(built.job, built.models.files, log, plan, built.comparison)
+        comparison = built.comparison
+        if not built.is_compared:
+            comparison = compare_job(built.job, built.models.files, log, plan, comparison)
         give_back_memory(weight_bytes)
         speed = judge_job_speed(built.job, built.models, built.engine, stage, log)
         result = _report(built, calibrated, auto, comparison, speed, stage, log)
@@ -194,9 +197,10 @@ class _Work:
 
 @dataclass(frozen=True, slots=True)
 class _BuiltWork(_Work):
-    """The same with the engine."""
+    """The same with the engine, and whether what was built has been compared, where there is data."""
 
     engine: EngineBuild
+    is_compared: bool = False
 
 
 def _keep_as_before(job: Job, ranges: Ranges | None, earlier: EarlierBuild | None) -> Job:
@@ -211,8 +215,12 @@ def _keep_as_before(job: Job, ranges: Ranges | None, earlier: EarlierBuild | Non
 def _build_where_kernels_are(
     work: _Work, ranges: Ranges | None, earlier: EarlierBuild | None, stage: Path, log: Log
 ) -> _BuiltWork:
-    """Builds the engine, and builds it again with those layers float that have no kernel."""
-    job, models, comparison = work.job, work.models, work.comparison
+    """Builds the engine, and builds it again with those layers float that have no kernel.
+
+    When it is built again, its models are compared meanwhile: that the builder changes its mind twice is
+    rare. Where the engine itself is run, it has to be there first.
+    """
+    job, models, comparison, is_compared = work.job, work.models, work.comparison, False
     engine = build_engine(job, ranges, models, earlier, stage, log)
     for _ in range(_MOST_REBUILDS):
         if ranges is None or not (reasons := find_layers_without_kernel(job, engine)):
@@ -224,8 +232,17 @@ def _build_where_kernels_are(
             name = job.target.name.upper()
             log.warn(f"no layer of this model has an {name} kernel here: nothing runs in {name}")
         models = write_models(job, ranges, stage, log)
-        engine = build_engine(job, ranges, models, None, stage, log)
-    return _BuiltWork(job, models, comparison, engine)
+        plan, compared = EnginePlan(stage / ENGINE, engine.report.profiles), list[Comparison | None]()
+        is_compared = open_engine(job, models.files.get(job.name), plan) is None
+        compare = partial(compare_job, job, models.files, log, plan)
+        beside = partial(_call_into, compared, compare) if is_compared else None
+        engine = build_engine(job, ranges, models, None, stage, log, beside)
+        comparison = compared[0] if compared else None
+    return _BuiltWork(job, models, comparison, engine, is_compared)
+
+
+def _call_into(results: list[Comparison | None], call: Callable[[], Comparison | None]) -> None:
+    results.append(call())
 
 
 def _report(

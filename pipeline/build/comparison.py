@@ -55,7 +55,7 @@ def compare_job(
     if job.evaluation is None:
         return None
     labels = labels or find_labels(job.spec.evaluation, job.spec.accuracy.metric)
-    engine = _open_engine(job, files.get(job.name), plan)
+    engine = open_engine(job, files.get(job.name), plan)
     data, left_out = job.evaluation, list[int]()
     doubts: tuple[str, ...] = ()
     dynamic = _find_profiles(job, plan)
@@ -128,7 +128,7 @@ def _find_profiles(job: Job, plan: EnginePlan | None) -> dict[str, InputSpec]:
     return {item.name: plan.profiles[item.name] for item in job.graph.inputs if item.is_dynamic}
 
 
-def _open_engine(job: Job, file: Path | None, plan: EnginePlan | None) -> Any:
+def open_engine(job: Job, file: Path | None, plan: EnginePlan | None) -> Any:
     """Returns a runner of what was built, as it will run; None if it is not built yet or not run here."""
     if plan is None:
         return None

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -44,9 +45,25 @@ class EngineBuild:
 
 
 def build_engine(
-    job: Job, ranges: Ranges | None, models: ModelFiles, earlier: EarlierBuild | None, stage: Path, log: Log
+    job: Job,
+    ranges: Ranges | None,
+    models: ModelFiles,
+    earlier: EarlierBuild | None,
+    stage: Path,
+    log: Log,
+    beside: Callable[[], None] | None = None,
 ) -> EngineBuild:
-    """Returns what was built; writes the plan, and the calibration cache where TensorRT calibrated."""
+    """Returns what was built; writes the plan, and the calibration cache where TensorRT calibrated.
+
+    Args:
+        job: What is built.
+        ranges: Of the activations; None where nothing is calibrated.
+        models: What the engine is built from.
+        earlier: A build whose engine may be used again.
+        stage: The folder.
+        log: Is told of it; of time spent on `beside` nothing counts as building.
+        beside: Is called while the builder works; None: nothing is done meanwhile.
+    """
     if earlier is not None and "engine" in earlier.same:
         log.note("model and settings are unchanged: reusing the engine of the earlier build")
         log.reused.append("engine")
@@ -58,8 +75,12 @@ def build_engine(
         )
     request = _request(job, ranges, models, log)
     log.stage(f"Building with {job.backend.name}")
-    with log.timed("build"):
-        built = job.backend.build(request)
+    with ThreadPoolExecutor(1) as thread:
+        building = thread.submit(job.backend.build, request) if beside else None
+        if beside is not None:
+            beside()
+        with log.timed("build"):
+            built = job.backend.build(request) if building is None else building.result()
     if built.plan is not None:
         (stage / ENGINE).write_bytes(built.plan)
     if built.calibration_cache is not None:

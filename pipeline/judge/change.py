@@ -16,6 +16,7 @@ _CLEAR = 0.01
 """Samples differ clearly if what changes has this share of the amplitude of the whole."""
 _ROUNDING = 1e-24
 """Of the squares of all values: what the differences of equal ones may come to in float64."""
+_BLOCK_VALUES = 1 << 14
 _NAMES_BYTES = 4
 """From this size on whole numbers are indices and classes; smaller ones are pictures and the like."""
 
@@ -105,29 +106,50 @@ class Moments:
         return found if found > _ROUNDING * self.squares else 0.0
 
 
-def measure_moments(rows: NDArray[np.float64], counts: Mask) -> Moments:
-    """Returns those of one batch, samples along the first axis; values that do not count are left out."""
+def measure_moments(rows: NDArray[Any], counts: Mask) -> Moments:
+    """Returns those of one batch, samples along the first axis; values that do not count are left out.
+
+    It takes some places at a time, whose values fit the cache of a processor.
+    """
     if not rows.size:
         return Moments()
-    is_whole = bool(counts.all())
-    values = rows if is_whole else np.where(counts, rows, 0.0)
+    shape = rows.shape[1:]
+    is_whole, same = bool(counts.all()), (1,) * len(shape)
+    number = np.full(same, float(len(rows)))
+    if not is_whole:
+        number = np.asarray(counts.sum(axis=0, dtype=np.intp), np.float64)
+    values, counted = rows.reshape(len(rows), -1), counts.reshape(len(rows), -1)
+    means, deviations = np.empty(values.shape[1]), np.empty(values.shape[1])
+    step = max(1, _BLOCK_VALUES // len(rows))
+    squares = 0.0
+    for start in range(0, values.shape[1], step):
+        block = slice(start, start + step)
+        own = None if is_whole else counted[:, block]
+        means[block], deviations[block], more = _measure_block(values[:, block].astype(np.float64), own)
+        squares += more
+    spread = np.zeros(same) if len(rows) == 1 else deviations.reshape(shape)
+    return Moments(number, means.reshape(shape), spread, squares)
+
+
+def _measure_block(
+    values: NDArray[np.float64], counts: Mask | None
+) -> tuple[NDArray[np.float64], NDArray[np.float64], float]:
+    """Returns the mean of each column, its squared deviations, and the squares of all values."""
+    number: float | NDArray[np.intp] = len(values)
+    if counts is not None:
+        values = np.where(counts, values, 0.0)
+        number = np.maximum(counts.sum(axis=0, dtype=np.intp), 1)
     squares = sum_products(values.reshape(-1), values.reshape(-1))
-    same = (1,) * (rows.ndim - 1)
-    number = np.full((1, *same), float(len(rows)))
-    if not is_whole:
-        number = np.asarray(counts.sum(axis=0, keepdims=True, dtype=np.intp), np.float64)
-    base = values[:1].copy()  # of values that are equal, no digit is lost
-    if len(rows) == 1:
-        return Moments(number[0], base[0], np.zeros(same), squares)
-    apart = values - base
-    if not is_whole:
-        apart[~counts] = 0.0
-    shift = apart.sum(axis=0, keepdims=True) / np.maximum(number, 1)
-    apart -= shift
-    if not is_whole:
-        apart[~counts] = 0.0
-    apart *= apart
-    return Moments(number[0], (base + shift)[0], apart.sum(axis=0), squares)
+    base = values[0].copy()  # of values that are equal, no digit is lost
+    values -= base
+    if counts is not None:
+        values[~counts] = 0.0
+    shift = values.sum(axis=0) / number
+    values -= shift
+    if counts is not None:
+        values[~counts] = 0.0
+    values *= values
+    return base + shift, values.sum(axis=0), squares
 
 
 @dataclass(slots=True)
@@ -180,12 +202,11 @@ def measure_change(
     if holds_names(rows) if are_names is None else are_names:
         return BatchChange(names=rows)
     fine, apart = np.isfinite(rows), find_apart(rows, steady)
-    values = rows.astype(np.float64)
     with np.errstate(over="ignore", invalid="ignore"):
-        judged = measure_moments(values, fine & ~apart)
+        judged = measure_moments(rows, fine & ~apart)
         if steady is None:
             return BatchChange(judged)
-        return BatchChange(judged, measure_moments(values, fine & apart & ~find_apart(rows)))
+        return BatchChange(judged, measure_moments(rows, fine & apart & ~find_apart(rows)))
 
 
 @dataclass(slots=True)

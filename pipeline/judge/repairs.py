@@ -20,11 +20,13 @@ from trtq.workers import Workers
 
 _NUM_FINALISTS = 3
 _NUM_LATER = 2
-"""How many go on from the second round; the third of the first few samples is sometimes the best of all."""
+"""How many go on where more than a few samples tell; the third of these is sometimes the best of all."""
+_FEW_SAMPLES = 16
+"""Fewer than these are a few."""
 _GROWTH = 2
 """Each round has so many times the samples of the one before."""
-_ERRORS, _FEW_ERRORS = 2, 4
-"""By how many standard errors of its mean gain a candidate falls behind; the first few samples tell less."""
+_ERRORS = {8: 4, _FEW_SAMPLES: 3}
+"""By how many standard errors of its mean gain a candidate falls behind on fewer samples than so; else 2."""
 _ATTENTION = "INT8 attention"
 
 
@@ -131,7 +133,7 @@ class _Search:
             best = self._race(candidates, repair.least_gain_db)
         for name, item in candidates.items():
             gain = item.scores().db - self.judged.scores(len(item.marks)).db
-            num_samples = sum(feed.num_samples for feed in self.judge.feeds[: len(item.marks)])
+            num_samples = self._count_samples(len(item.marks))
             self.tried.append(Trial(name, gain, num_samples, applied=name == best))
         if best is not None:
             self.judged, self.applied[repair.kind] = candidates[best], best
@@ -143,17 +145,19 @@ class _Search:
         The few outputs of a classifier sum up the errors of many features, each with its own sign: by chance
         they are a few dB nearer or farther, while the features are nearer for certain.
         """
-        if not candidates:
-            return None
-        self.judge.advance([*candidates.values()], len(self.judge.feeds))
-        best = max(candidates, key=lambda name: candidates[name].scores().db)
-        return best if candidates[best].scores().may_be_above(self.judged.scores(), least_db) else None
+        left = list(candidates)
+        for num_feeds in self._list_rounds() if self.budget.races else [len(self.judge.feeds)]:
+            if not left:
+                return None
+            self.judge.advance([candidates[name] for name in left], num_feeds)
+            left = self._drop_hopeless(candidates, left, num_feeds, least_db)
+        return max(left, key=lambda name: candidates[name].scores().db, default=None)
 
     def _race(self, candidates: Mapping[str, Candidate], least_gain_db: float) -> str | None:
         """Returns which of the candidates clearly wins, if any does; those that fall behind stop early."""
         left = list(candidates)
         self.finalists = ()
-        for index, num_feeds in enumerate(self._list_rounds()):
+        for num_feeds in self._list_rounds():
             if not left:
                 return None
             self.judge.advance([candidates[name] for name in left], num_feeds)
@@ -162,18 +166,29 @@ class _Search:
             if num_feeds == len(self.judge.feeds):
                 best = candidates[ranked[0]].scores()
                 return ranked[0] if best.is_clearly_above(self.judged.scores(), least_gain_db) else None
-            left = ranked[: _NUM_LATER if self.budget.races and index > 0 else _NUM_FINALISTS]
+            is_early = not self.budget.races or self._count_samples(num_feeds) < _FEW_SAMPLES
+            left = ranked[: _NUM_FINALISTS if is_early else _NUM_LATER]
             if self.budget.races:
-                errors = _FEW_ERRORS if index == 0 else _ERRORS
-                own, leader = self.judged.scores(num_feeds), candidates[ranked[0]].scores()
-                found = {name: candidates[name].scores() for name in left}
-                left = [
-                    name
-                    for name, scores in found.items()
-                    if scores.may_be_above(own, least_gain_db, errors)
-                    and scores.may_be_above(leader, 0.0, errors)
-                ]
+                left = self._drop_hopeless(candidates, left, num_feeds, least_gain_db)
+                errors, leader = self._choose_errors(num_feeds), candidates[ranked[0]].scores()
+                left = [name for name in left if candidates[name].scores().may_be_above(leader, 0.0, errors)]
         return None
+
+    def _drop_hopeless(
+        self, candidates: Mapping[str, Candidate], left: Sequence[str], num_feeds: int, least_gain_db: float
+    ) -> list[str]:
+        """Returns which of those that are left may still win against what is best so far."""
+        own, errors = self.judged.scores(num_feeds), self._choose_errors(num_feeds)
+        return [name for name in left if candidates[name].scores().may_be_above(own, least_gain_db, errors)]
+
+    def _choose_errors(self, num_feeds: int) -> int:
+        if num_feeds == len(self.judge.feeds):
+            return 2
+        num_samples = self._count_samples(num_feeds)
+        return next((errors for most, errors in _ERRORS.items() if num_samples < most), 2)
+
+    def _count_samples(self, num_feeds: int) -> int:
+        return sum(feed.num_samples for feed in self.judge.feeds[:num_feeds])
 
     def _list_rounds(self) -> list[int]:
         """Returns how many feeds candidates are scored on in each round."""

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
-from itertools import islice
+from itertools import zip_longest
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -16,7 +18,9 @@ from numpy.typing import NDArray
 from trtq.calibrators.batches import Batches, Feed
 from trtq.calibrators.memory import find_free_bytes
 from trtq.calibrators.ranges import Ranges
+from trtq.calibrators.split import is_splittable, split_feed
 from trtq.calibrators.survey import map_values_made
+from trtq.errors import ModelError
 from trtq.models.frugal import FrugalSession
 from trtq.models.packed import PackedModel, pack
 from trtq.models.session import SessionOptions, count_weight_bytes, open_session, run
@@ -38,6 +42,8 @@ _MOST_KEPT = 3
 _SHARE_OF_WEIGHTS = 2
 """What an open session takes of the float weights: codes, and what ONNX Runtime makes of them."""
 _FLOAT32_BYTES = 4
+_PART_SAMPLES = 2
+"""What one run takes: what it computes stays near the caches, and one candidate has runs for every core."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +126,7 @@ class TrialJudge:
         model: The float graph.
         placement: What of it is quantized.
         outputs: The tensors to judge by.
-        feeds: The data held back; the first few are spread over all of it.
+        feeds: The data held back, in parts; the first few are spread over all of it.
         reference: The float model's outputs for every feed.
         workers: Who run the candidates; None: threads of this process.
         shared: This judge where the workers can take it.
@@ -152,6 +158,11 @@ class TrialJudge:
         forms = {form for layer in self.placement.layers for form in layer.scheme.formats}
         return forms <= {INT8} and computes_in_float32(self.model)
 
+    def learn(self, session: FrugalSession, feeds: Sequence[Feed]) -> TrialJudge:
+        """Returns the same with what the float model makes of these feeds."""
+        reference = tuple(tuple(_run(session, self.outputs, feed)) for feed in feeds)
+        return replace(self, feeds=tuple(feeds), reference=reference)
+
     def advance(self, candidates: Sequence[Candidate], num_feeds: int) -> None:
         """Marks the candidates on the first of the feeds, beginning behind those that they know.
 
@@ -173,19 +184,23 @@ class TrialJudge:
                 item.close()
 
     def _advance(self, candidates: Sequence[Candidate], num_feeds: int) -> None:
-        """Runs each feed with each candidate, as many at a time as there are cores for."""
+        """Runs each feed with each candidate, as many at a time as there are cores for.
+
+        While one candidate is opened, which holds the GIL half of the time, another one runs.
+        """
         engine = SessionOptions(num_threads=max(1, count_cores() // _MOST_AT_A_TIME))
-        cores = Threads(min(count_cores(), _MOST_AT_A_TIME))
-        sessions = list(cores.map(lambda item: item.session or self.open(item.ranges, engine), candidates))
-        runs = [
-            (session, index)
-            for item, session in zip(candidates, sessions, strict=True)
+        opened = [_Opened(partial(self.open, item.ranges, engine), item.session) for item in candidates]
+        runs = sorted(
+            (index, place)
+            for place, item in enumerate(candidates)
             for index in range(len(item.marks), num_feeds)
-        ]
-        marks = cores.map(lambda run: self.mark(*run), runs)
-        for item, session in zip(candidates, sessions, strict=True):
-            item.session = session
-            item.marks.extend(islice(marks, num_feeds - len(item.marks)))
+        )
+        cores = Threads(min(count_cores(), _MOST_AT_A_TIME))
+        marks = cores.map(lambda run: self.mark(opened[run[1]].take(), run[0]), runs)
+        for (_, place), found in zip(runs, marks, strict=True):
+            candidates[place].marks.append(found)
+        for item, own in zip(candidates, opened, strict=True):
+            item.session = own.session
 
     def mark(self, session: FrugalSession, index: int) -> FeedMarks:
         """Returns what one of the feeds says of the model of a session."""
@@ -196,6 +211,21 @@ class TrialJudge:
         """Returns a session of the model that these ranges make."""
         made = quantize(self.model, self.placement, ranges)
         return _open_session(made, self.outputs, engine, optimize=self.is_fast)
+
+
+@dataclass(slots=True)
+class _Opened:
+    """A session that the first of several threads opens which need it."""
+
+    open: Callable[[], FrugalSession]
+    session: FrugalSession | None
+    _lock: Lock = field(default_factory=Lock)
+
+    def take(self) -> FrugalSession:
+        """Returns it, opened."""
+        with self._lock:
+            self.session = self.session or self.open()
+            return self.session
 
 
 def _open_packed(packed: PackedModel, *fields: Any) -> TrialJudge:
@@ -231,12 +261,14 @@ def open_trial_judge(
     feeds = _hold_back(batches, num_samples) if outputs else ()
     if not feeds:
         return None
-    is_float32 = computes_in_float32(model)
-    session = _open_session(model.clone(), outputs, SessionOptions(), optimize=is_float32)
-    reference = tuple(tuple(_run(session, outputs, feed)) for feed in feeds)
     room = memory_bytes if memory_bytes is not None else find_free_bytes() // 2
     most_open = room // max(1, _SHARE_OF_WEIGHTS * count_weight_bytes(model))
-    judge = TrialJudge(model, placement, outputs, feeds, reference, most_open=most_open)
+    judge = TrialJudge(model, placement, outputs, (), (), most_open=most_open)
+    session = _open_session(model.clone(), outputs, SessionOptions(), optimize=computes_in_float32(model))
+    if judge.is_fast and is_splittable(model, batches):
+        with suppress(ModelError):  # a size inside is fixed
+            judge = judge.learn(session, _split(model, feeds))
+    judge = judge if judge.feeds else judge.learn(session, feeds)
     return judge if workers is None else replace(judge, workers=workers, shared=workers.share(judge))
 
 
@@ -252,6 +284,12 @@ def _hold_back(batches: Batches, num_samples: int) -> tuple[Feed, ...]:
             kept, stride = kept[::2], stride * 2
     kept = [kept[place * len(kept) // most] for place in range(most)] if len(kept) > most else kept
     return tuple(feed for start in range(4) for feed in kept[start::4])
+
+
+def _split(model: ir.Model, feeds: Sequence[Feed]) -> list[Feed]:
+    """Returns the feeds in parts: the first of each, then the second of each."""
+    parts = (split_feed(model, feed, _PART_SAMPLES) for feed in feeds)
+    return [part for parts_of_all in zip_longest(*parts) for part in parts_of_all if part is not None]
 
 
 def _open_session(
