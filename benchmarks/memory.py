@@ -1,6 +1,6 @@
 """What whole commands hold in memory at most, on models whose weights are most of it.
 
-    .venv/bin/python benchmarks/memory.py --output benchmarks/results/memory-2026-11-29.json
+    .venv/bin/python benchmarks/memory.py --output benchmarks/results/memory-2026-11-30.json
 
 The models: one weight of 1.5 GB in a file of its own, once of a Gather and once of a MatMul, and a net of
 Conv with 130 MB. Beside the commands stands what ONNX Runtime alone holds that opens the float model and runs

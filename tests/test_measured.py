@@ -204,9 +204,9 @@ def test_the_tables_of_large_graphs_and_weights_are_those_of_the_results() -> No
         ]
         for name, taken in linear["ms_per_node"].items()
     ]
-    memory = json.loads((folder / "memory-2026-11-29.json").read_bytes())["peak_mb"]
+    memory = json.loads((folder / "memory-2026-11-30.json").read_bytes())["peak_mb"]
     peaks = [[f"{peak:.0f}" for peak in by_command.values()] for by_command in memory.values()]
     section = MEASURED.partition("## Large graphs and large weights")[2].partition("\n## ")[0]
-    tables = section.split("`memory-2026-11-29.json`")
+    tables = section.split("`memory-2026-11-30.json`")
     assert [[cell.strip() for cell in row] for row in rows(tables[0])[1:]] == wanted
     assert [row[1:] for row in rows(tables[1])[1:]] == peaks
