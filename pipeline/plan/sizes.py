@@ -14,6 +14,8 @@ from trtq.pipeline.graph.state import CacheAxes, Dim, find_batches, find_cache_a
 _BOTH = re.compile(r"total|\+|kv_len|all_len|full", re.IGNORECASE)
 """In the names of dims that count what came before and what is new; `past_sequence_length + 1`."""
 
+_MOST = (1 << 31) - 1
+
 
 class _Dims(NamedTuple):
     """The open dims of inputs that count sequences, what came before, and what is new."""
@@ -53,6 +55,8 @@ class DynamicSizes:
             least = 0 if name == "past" else 1
             if size is not None and size < least:
                 raise UsageError(f"--{name} must be at least {least}, got {size}")
+            if size is not None and size > _MOST:
+                raise UsageError(f"--{name} must be at most {_MOST}, which TensorRT can count to, got {size}")
         shapes = self._find_shapes(inputs)
         for name, size in (("batch", self.batch if self.batch > 1 else None), *self._list_lengths()):
             larger: dict[str, Any] = {} if size is None else {name: size + 1}

@@ -218,6 +218,10 @@ def test_a_table_that_cannot_be_checked_is_named(tmp_path: Path) -> None:
     [
         ("--batch 8", "--batch 8 is not the size of any dynamic axis: 'x' is (1, 8)"),
         ("--seq 7", "--seq 7 is not the size of any dynamic axis: 'x' is (1, 8)"),
+        (
+            "--batch 2147483648",
+            "--batch must be at most 2147483647, which TensorRT can count to, got 2147483648",
+        ),
         ("--new 7", "--new 7 is not the size of any dynamic axis: 'x' is (1, 8)"),
     ],
 )
