@@ -129,7 +129,7 @@ def _from_import(target: str, module_name: str, attribute: str) -> torch.nn.Modu
     with explain_failures(f"{target!r} fails", "fix it, or name another function that returns the module"):
         module = found()
     if not isinstance(module, torch.nn.Module):
-        raise ModelError(f"{target!r} returned a {type(module).__name__}, not an nn.Module")
+        raise ModelError(f"{target!r} returned {type(module).__name__}, not an nn.Module")
     return module
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from trtq.pipeline.formats.capability import parse_capability
 from trtq.pipeline.graph import lint as rules
 from trtq.pipeline.graph.lint.finding import Finding
 from trtq.pipeline.graph.load import load, load_as_it_is
@@ -71,8 +72,10 @@ def lint(model: Path | str, *, compute_capabilities: Sequence[str] = ()) -> Lint
 
     Raises:
         ModelError: The file is missing or no valid ONNX model.
+        UsageError: There is no such compute capability.
     """
     path = Path(model)
+    compute_capabilities = [*map(parse_capability, compute_capabilities)]
     as_it_is = load_as_it_is(path)
     findings = rules.lint(as_it_is, compute_capabilities)
     layers = find_quantized_layers(as_it_is)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from trtq import lazy
 from trtq.calibrators.sources import make_random_batches
-from trtq.errors import ArtifactError, MissingDependency, TrtqError, UsageError
+from trtq.errors import ArtifactError, DataError, MissingDependency, TrtqError, UsageError
 from trtq.files import hash_file
 from trtq.models.session import list_providers
 from trtq.models.signature import TensorSpec, require_same_inputs, show_shape
@@ -172,6 +172,11 @@ class _Collector:
             batches = open_calibration_data(graph, spec, Target(), random_data=False)
             tell_of_pictures(graph.model, watcher, batches)
             feed = next(iter(batches))
+            if options.batch is not None and feed.num_samples < options.batch:
+                raise DataError(
+                    f"--batch {options.batch} is more than the {format_count(feed.num_samples, 'sample')} of "
+                    f"{data}; give --data with more, or --shapes for random numbers"
+                )
             arrays = {item.name: feed.arrays[item.name] for item in graph.inputs}
             return Inputs(
                 arrays, f"the first {format_count(feed.num_samples, 'sample')} of {data}", feed.num_samples

@@ -98,13 +98,17 @@ def find_spec(model: Path | str, *, trust: bool = False) -> ModelSpec:
     Raises:
         UsageError: They are wrong, or name a script.
     """
-    model = Path(model)
-    candidates = (model.parent / f"{model.stem}.toml", model.parent / "model.toml")
-    found = next((path for path in candidates if is_file(path)), None)
+    found = find_settings_file(Path(model))
     spec = read_spec(found) if found is not None else ModelSpec()
     if not trust:
         refuse_scripts(spec, spec.scripts)
     return spec
+
+
+def find_settings_file(model: Path) -> Path | None:
+    """Returns the settings file beside a model: `<name>.toml`, else `model.toml`; None if there is none."""
+    candidates = (model.parent / f"{model.stem}.toml", model.parent / "model.toml")
+    return next((path for path in candidates if is_file(path)), None)
 
 
 def take_settings(spec: ModelSpec, watcher: Watcher) -> None:

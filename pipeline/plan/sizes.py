@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import NamedTuple
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
 
 from trtq.errors import UsageError
 from trtq.models.signature import TensorSpec, show_shape
@@ -13,6 +13,8 @@ from trtq.pipeline.graph.state import CacheAxes, Dim, find_batches, find_cache_a
 
 _BOTH = re.compile(r"total|\+|kv_len|all_len|full", re.IGNORECASE)
 """In the names of dims that count what came before and what is new; `past_sequence_length + 1`."""
+
+_MOST = (1 << 31) - 1
 
 
 class _Dims(NamedTuple):
@@ -46,13 +48,34 @@ class DynamicSizes:
         """Returns the shape of every input.
 
         Raises:
-            UsageError: A size is not positive, a shape does not fit, an open dim has no size, or a past is
-                given for a model without a cache.
+            UsageError: A size is not positive or of no axis, a shape does not fit, an open dim has no size,
+                or a past is given for a model without a cache.
         """
-        for name in ("batch", "seq", "past", "new"):
-            size, least = getattr(self, name), 0 if name == "past" else 1
+        for name, size in (("batch", self.batch), *self._list_lengths()):
+            least = 0 if name == "past" else 1
             if size is not None and size < least:
                 raise UsageError(f"--{name} must be at least {least}, got {size}")
+            if size is not None and size > _MOST:
+                raise UsageError(f"--{name} must be at most {_MOST}, which TensorRT can count to, got {size}")
+        shapes = self._find_shapes(inputs)
+        for name, size in (("batch", self.batch if self.batch > 1 else None), *self._list_lengths()):
+            larger: dict[str, Any] = {} if size is None else {name: size + 1}
+            if (
+                size is not None
+                and not self.shapes
+                and replace(self, **larger)._find_shapes(inputs) == shapes
+            ):
+                listed = ", ".join(f"{item.name!r} is {show_shape(item.shape)}" for item in inputs)
+                raise UsageError(
+                    f"--{name} {size} is not the size of any dynamic axis: {listed or 'there are no inputs'}"
+                )
+        return shapes
+
+    def _list_lengths(self) -> list[tuple[str, int | None]]:
+        return [(name, getattr(self, name)) for name in ("seq", "past", "new")]
+
+    def _find_shapes(self, inputs: Sequence[TensorSpec]) -> dict[str, tuple[int, ...]]:
+        """Returns the shapes; sizes that nothing has are passed over."""
         names = [item.name for item in inputs]
         if unknown := [name for name in self.shapes if name not in names]:
             raise UsageError(

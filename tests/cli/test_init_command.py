@@ -35,6 +35,15 @@ def model(path_of: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
     return Path("net.onnx")
 
 
+@pytest.mark.parametrize(
+    ("output", "words"),
+    [("net.toml", ""), ("model.toml", ""), ("./net.toml", ""), ("my net.toml", " --spec 'my net.toml'")],
+)
+def test_the_next_command_reads_what_was_written(output: str, words: str, model: Path) -> None:
+    result = trtq("init", model, "-o", output, "--preset", "arrays")
+    assert result.stdout.splitlines()[-1] == f"next: trtq build net.onnx --int8{words}"
+
+
 def test_the_demo_gets_its_data_and_labels(demo_folder: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(demo_folder, tmp_path / "demo")
     (folder / "model.toml").unlink()

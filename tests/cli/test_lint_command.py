@@ -114,3 +114,21 @@ def test_a_file_that_is_no_model_is_told(tmp_path: Path) -> None:
     result = lint(tmp_path / "no.onnx")
     assert result.exit_code == 2
     assert "is empty; export the model again" in result.stderr
+
+
+@pytest.mark.parametrize("written", ["8.6", "86", "sm_86"])
+def test_a_compute_capability_is_read_as_by_the_other_commands(written: str, tmp_path: Path) -> None:
+    model = onnx.parser.parse_model("""<ir_version: 9, opset_import: ["": 19]>
+        g (float[4,4] x) => (float[4,4] y) {
+            q = QuantizeLinear (x, s, z) y = DequantizeLinear (q, s, z)
+        }""")
+    model.graph.initializer.append(onnx.helper.make_tensor("s", onnx.TensorProto.FLOAT, (), [0.1]))
+    model.graph.initializer.append(onnx.helper.make_tensor("z", onnx.TensorProto.FLOAT8E4M3FN, (), [0]))
+    onnx.save(model, path := tmp_path / "m.onnx")
+    assert trtq("lint", path, "--compute-capability", "8.9").exit_code == 0
+    result = trtq("lint", path, "--compute-capability", written)
+    assert result.exit_code == 2
+    assert "float8e4m3fn, which compute capability 8.6 does not have" in result.stdout
+    result = trtq("lint", path, "--compute-capability", "ampere")
+    told = "error: 'ampere' is not a compute capability; write 8.9, 89 or sm_89\n"
+    assert (result.exit_code, result.stdout, result.stderr) == (2, "", told)

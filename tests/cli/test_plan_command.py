@@ -211,3 +211,25 @@ def test_a_table_that_cannot_be_checked_is_named(tmp_path: Path) -> None:
     result = trtq("plan", path, "--past", "60", "--new", "5")
     assert result.exit_code == 0
     assert "whether 'table' has an entry for each position is not checked" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ("--batch 8", "--batch 8 is not the size of any dynamic axis: 'x' is (1, 8)"),
+        ("--seq 7", "--seq 7 is not the size of any dynamic axis: 'x' is (1, 8)"),
+        (
+            "--batch 2147483648",
+            "--batch must be at most 2147483647, which TensorRT can count to, got 2147483648",
+        ),
+        ("--new 7", "--new 7 is not the size of any dynamic axis: 'x' is (1, 8)"),
+    ],
+)
+def test_a_size_that_nothing_has_is_refused(given: str, told: str, tmp_path: Path) -> None:
+    model = onnx.parser.parse_model(
+        '<ir_version: 9, opset_import: ["": 19]> g (float[1,8] x) => (float[1,8] y) { y = Relu (x) }'
+    )
+    onnx.save(model, path := tmp_path / "m.onnx")
+    result = trtq("plan", path, *given.split())
+    assert (result.exit_code, result.stderr) == (2, f"error: {told}\n")
+    assert trtq("plan", path, "--batch", "1").exit_code == 0

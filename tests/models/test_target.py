@@ -115,7 +115,7 @@ def test_a_module_by_its_import_path(target: str, here: Path) -> None:
         ("nets:none", r"nets has no 'none'; it has nn, LIMIT, net, make"),
         ("nets:LIMIT", r"'nets:LIMIT' is a int, not a callable"),
         ("nets:sized", r"'nets:sized' needs the arguments size; name a function without any"),
-        ("nets:wrong", r"'nets:wrong' returned a int, not an nn.Module"),
+        ("nets:wrong", r"'nets:wrong' returned int, not an nn.Module"),
         (
             "nets:absent",
             r"'nets:absent' fails: KeyError: 'depth', at .*nets.py, line 8: `def.*; fix it, or name another",

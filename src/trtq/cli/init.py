@@ -17,6 +17,7 @@ from trtq.errors import UsageError
 from trtq.files import as_argument, check_output, is_there, refuse_name, resolve_name, write_atomically
 from trtq.models.preprocess import Preprocess, describe
 from trtq.models.spec import CalibrationSpec, EvaluationSpec, ModelSpec, find_path
+from trtq.pipeline.calibrate.data import find_settings_file
 from trtq.pipeline.init import PRESETS, InitialSettings, ModelHints, find_hints, init
 
 
@@ -111,4 +112,13 @@ def _print(path: Path, model: Path, found: InitialSettings) -> None:
         is_one_path = not {*"*?{:"} & {*data}  # no pattern, and no function of a script
         if is_one_path and not is_there(path.parent / data):
             console.print(f"there is no {data} yet, which a build needs", soft_wrap=True)
-    console.print(f"next: {shlex.join(('trtq', 'build', as_argument(str(model)), '--int8'))}", soft_wrap=True)
+    found_beside = find_settings_file(model)
+    is_found = found_beside is not None and found_beside.samefile(path)
+    words = [
+        "trtq",
+        "build",
+        as_argument(str(model)),
+        "--int8",
+        *([] if is_found else ["--spec", as_argument(str(path))]),
+    ]
+    console.print(f"next: {shlex.join(words)}", soft_wrap=True)

@@ -9,6 +9,8 @@ from trtq.cluster import Ray
 from trtq.errors import UsageError
 from trtq.workers import Processes, Workers
 
+_MOST_PROCESSES = 1024
+
 workers_options = combine_options(
     click.option(
         "--workers",
@@ -48,11 +50,11 @@ def _parse(text: str, cpus: int) -> Workers | None:
     kind, _, number = text.partition(":")
     if text == "threads":
         return None
-    if kind == "processes" and (not number or (number.isdecimal() and int(number))):
+    if kind == "processes" and (not number or (number.isdecimal() and 1 <= int(number) <= _MOST_PROCESSES)):
         return Processes(int(number) if number else None)
     if text == "ray" or text.startswith("ray://"):
         return Ray(None if text == "ray" else text, cpus)
     raise UsageError(
-        f"{text!r} is not a valid --workers value; use threads, processes, processes:N, ray (the "
-        "cluster of RAY_ADDRESS) or ray://host:port"
+        f"{text!r} is not a valid --workers value; use threads, processes, processes:N (1 to "
+        f"{_MOST_PROCESSES}), ray (the cluster of RAY_ADDRESS) or ray://host:port"
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import replace
 
 import click
@@ -16,6 +15,7 @@ from trtq.pipeline.engine.profiles import GivenShapes, parse_profile, parse_shap
 from trtq.pipeline.engine.target import Target
 from trtq.pipeline.formats import WEIGHT_FORMATS, WEIGHT_METHODS
 from trtq.pipeline.formats.blocks import BLOCK_SIZES
+from trtq.pipeline.formats.capability import parse_capability
 
 
 def take_shapes(kind: str, word: str) -> Decorator:
@@ -89,11 +89,4 @@ def read_target(given: Given, usual: Target | None = None, *, precision: Precisi
 def _parse_change(change: GivenSetting) -> GivenSetting:
     if (change.settings, change.field) != (Target, "compute_capabilities"):
         return change
-    return replace(change, value=tuple(map(_parse_capability, change.value)))
-
-
-def _parse_capability(text: str) -> str:
-    found = re.fullmatch(r"(?:sm_?)?(\d{1,2})\.?(\d)", text.strip(), re.IGNORECASE)
-    if found is None:
-        raise UsageError(f"{text!r} is not a compute capability; write 8.9, 89 or sm_89")
-    return f"{found[1]}.{found[2]}"
+    return replace(change, value=tuple(map(parse_capability, change.value)))

@@ -18,7 +18,7 @@ from trtq.pipeline.verify import verify, verify_index
 
 _SIGNATURES = {
     "good": "signed by the owner of the key",
-    "unchecked": "signed; --key says by whom",
+    "unchecked": "its signature is not checked without --key",
     "none": "not signed",
 }
 

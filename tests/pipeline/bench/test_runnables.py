@@ -280,6 +280,17 @@ def test_a_batch_of_a_model_with_a_fixed_one_is_refused(path_of: Callable[..., P
         feed_of(fixed, batch=4)
 
 
+def test_a_batch_of_more_samples_than_there_are_is_refused(
+    path_of: Callable[..., Path], tmp_path: Path
+) -> None:
+    model, data = path_of("g (float[N, 4] x) => (float[N, 4] y) { y = Relu (x) }"), tmp_path / "x.npy"
+    np.save(data, np.ones((5, 4), np.float32))
+    assert feed_of(model, data=str(data), batch=5)[0] == {"x": (5, 4)}
+    told = r"^--batch 6 is more than the 5 samples of .*x\.npy; give --data with more, or --shapes for ran"
+    with pytest.raises(DataError, match=told):
+        feed_of(model, data=str(data), batch=6)
+
+
 def test_open_axes_that_nothing_tells_are_asked_for(path_of: Callable[..., Path]) -> None:
     open_model = path_of("g (float[N, C, 8] x, float s) => (float[N, C, 8] y) { y = Mul (x, s) }")
     with pytest.raises(
