@@ -277,6 +277,7 @@ class _Observer:
         channels: dict[str, ChannelStats] = {}
         inputs = measure_inputs(batch.arrays)
         found = dict(inputs)
+        self.seen.raise_magnitudes({name: inputs[name] for name in _list_amounts(batch.arrays)})
         guard, taps = guarded.current
 
         def count(name: str, values: NDArray[Any]) -> None:
@@ -297,6 +298,12 @@ class _Observer:
             self.seen.raise_magnitudes(seen.magnitudes)
             guarded.widen(guard, batch.arrays, inputs, self.seen.magnitudes)
         return channels
+
+
+def _list_amounts(arrays: Mapping[str, NDArray[Any]]) -> list[str]:
+    """Returns the finite inputs of floats, but for masks: those have no value above 0, and may overflow."""
+    floats = {name: array for name, array in arrays.items() if array.dtype.kind == "f" and array.size}
+    return [name for name, array in floats.items() if 0 < array.max() < math.inf and array.min() > -math.inf]
 
 
 class _GuardedTaps:

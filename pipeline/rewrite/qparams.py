@@ -108,7 +108,7 @@ def choose_block_qparams(weight: NDArray[Any], encoding: Encoding, dtype: str) -
     """Returns E4M3 scales of the blocks of a weight, and what they share in the dtype."""
     assert isinstance(encoding.granularity, PerBlock)
     amax = np.abs(weight).max(initial=0.0).astype(np.float64)
-    shared = choose_scales(amax / NVFP4.largest, dtype)
+    shared = convert_scales(amax / NVFP4.largest, dtype)  # the scales of the blocks make up for more
     scales = NVFP4.scales_of_blocks(weight, encoding.granularity, shared.astype(np.float32))
     return QParams(scales, encoding, shared=shared)
 

@@ -82,7 +82,7 @@ def test_half_precision_is_seen() -> None:
     model = _model(f"{HEAD} half (float16[N,2] x) => (float16[N,2] y) {{ y = Relu(x) }}")
     seen = observe(model, ["y"], _batches({"x": np.array([[1.5, -2]], np.float16)}))
     assert _extremes(seen) == {"y": (0.0, 1.5, 2)}
-    assert seen.magnitudes == {"y": 1.5}
+    assert seen.magnitudes == {"x": 2.0, "y": 1.5}
 
 
 def test_shapes_are_summed_up_in_the_order_of_the_inputs() -> None:
@@ -132,7 +132,7 @@ def test_magnitudes_find_what_fp16_cannot_hold_in_any_tensor() -> None:
     )
     batches = _batches({"x": [[-1.5, 1]]})
     seen = observe(model, ["y"], batches)
-    assert seen.magnitudes == {"y": 1.0, "square": 150000.0, "back": 1.5}
+    assert seen.magnitudes == {"x": 1.5, "y": 1.0, "square": 150000.0, "back": 1.5}
     ranges = estimate(seen, METHODS["minmax"]())
     assert ranges.beyond_fp16 == {"square": 150000.0}
 
@@ -178,7 +178,14 @@ def test_magnitudes_pass_over_what_is_no_float_tensor() -> None:
             n = Shape(x)
         }}"""
     )
-    assert observe(model, ["y"], _batches({"x": [[1, -2]]})).magnitudes == {"y": 2.0}
+    assert observe(model, ["y"], _batches({"x": [[1, -2]]})).magnitudes == {"x": 2.0, "y": 2.0}
+
+
+@pytest.mark.parametrize(("mask", "told"), [([0, -1e9], False), ([0, -np.inf], False), ([1, -1e9], True)])
+def test_a_mask_may_be_as_large_as_it_likes(mask: list[float], told: bool) -> None:
+    model = _model(f"{HEAD} masked (float[N,2] x, float[N,2] m) => (float[N,2] y) {{ y = Add(x, m) }}")
+    seen = observe(model, ["x"], _batches({"x": [[1, -2]], "m": [mask]}))
+    assert ("m" in seen.magnitudes) == told
 
 
 def test_a_model_without_floats_inside_has_only_the_magnitudes_of_its_inputs() -> None:
@@ -192,7 +199,7 @@ def test_magnitudes_pass_over_empty_tensors_and_nan() -> None:
         {{ log = Log(x)  where = NonZero(x)  found = Cast <to=1> (where)  y = Relu(x) }}"""
     )
     seen = observe(model, ["y", "found"], _batches({"x": [[0, 0]]}, {"x": [[-1, 1]]}))
-    assert seen.magnitudes == {"y": 1.0, "log": float("inf"), "found": 1.0}
+    assert seen.magnitudes == {"x": 1.0, "y": 1.0, "log": float("inf"), "found": 1.0}
     assert _extremes(seen)["found"] == (0.0, 1.0, 4)
 
 

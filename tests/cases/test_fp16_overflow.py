@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import onnx
@@ -81,6 +82,42 @@ def test_what_repairs_add_reaches_as_far(
     assert report.verdict == "pass"
     assert report.comparison is not None
     assert min(item.sqnr_db for item in report.comparison if item.candidate == "int8") > 30
+
+
+@pytest.mark.parametrize("activations", ["symmetric", "per-token"])
+@pytest.mark.parametrize("size", [1e5, 1e-7])
+def test_an_input_that_fp16_does_not_hold_is_read_in_fp32(
+    path_of: Callable[..., Path], tmp_path: Path, size: float, activations: Literal["symmetric", "per-token"]
+) -> None:
+    text = """net (float[N, 64] x) => (float[N, 64] y) {
+        [unit] s = Mul (x, unit) [fc0] a = MatMul (s, w0) r = Relu (a) [fc1] y = MatMul (r, w1) }"""
+    rng = np.random.default_rng(7)
+    w0, w1 = (rng.standard_normal((64, 64)).astype(np.float32) / 8 for _ in range(2))
+    model = path_of(text, w0=w0, w1=w1, unit=np.float32(1 / size))
+    np.savez(tmp_path / "x.npz", x=(size * rng.standard_normal((64, 64))).astype(np.float32))
+    spec = trtq.ModelSpec(
+        calibration=trtq.CalibrationSpec(data=str(tmp_path / "x.npz"), method="minmax"),
+        quantization=trtq.QuantizationSpec(repair=("none",), activations=activations),
+    )
+    target = trtq.Target(backend="onnxruntime", high_precision="fp16")
+    report = trtq.build(model, spec=spec, target=target, output=tmp_path / "out")
+    assert report.verdict == "pass"
+    assert [node.name for node in report.kept_fp32] == ["unit"]
+
+
+def test_a_product_of_rows_that_overflows_stays_fp32(path_of: Callable[..., Path], tmp_path: Path) -> None:
+    text = """net (float[N, 64] x) => (float[N, 64] y) {
+        [fc0] a = MatMul (x, w0) s = Mul (a, back) [fc1] y = MatMul (s, w1) }"""
+    rng = np.random.default_rng(7)
+    w0, w1 = (rng.standard_normal((64, 64)).astype(np.float32) / 8 for _ in range(2))
+    model = path_of(text, w0=w0 * np.float32(1e5), w1=w1, back=np.float32(1e-5))
+    np.savez(tmp_path / "x.npz", x=rng.standard_normal((64, 64)).astype(np.float32))
+    spec = trtq.ModelSpec(
+        calibration=trtq.CalibrationSpec(data=str(tmp_path / "x.npz")),
+        quantization=trtq.QuantizationSpec(activations="per-token"),
+    )
+    target = trtq.Target(backend="onnxruntime", high_precision="fp16")
+    assert trtq.build(model, spec=spec, target=target, output=tmp_path / "out").verdict == "pass"
 
 
 def test_ranges_of_an_fp32_build_are_not_those_of_an_fp16_one(tmp_path: Path) -> None:
