@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from int8_encodings import int8_along
 from numpy.typing import NDArray
 
-from trtq.pipeline.rewrite import qparams as module
+from trtq.models import tensors as module
 from trtq.pipeline.rewrite.qparams import (
     QParams,
     choose_activation_qparams,
