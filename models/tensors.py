@@ -14,7 +14,7 @@ import onnx_ir as ir
 from trtq.errors import ModelError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
     from io import BufferedReader
 
     from numpy.typing import NDArray
@@ -155,6 +155,14 @@ def map_tensor(
     if is_read_late(tensor):
         return ir.LazyTensor(make, dtype, ir.Shape(tensor.shape.numpy()), name=tensor.name)
     return make()
+
+
+def list_rows(values: NDArray[Any]) -> Sequence[Any]:
+    """Returns the indices of some rows each, a piece together; of a number without axes that of all."""
+    if not values.ndim:
+        return (...,)
+    step = max(1, PIECE // max(1, math.prod(values.shape[1:])))
+    return [slice(start, start + step) for start in range(0, len(values), step)]
 
 
 def require_finite(values: NDArray[Any], name: str) -> None:

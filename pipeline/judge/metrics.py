@@ -51,12 +51,13 @@ class Sums:
         return _cosine(self.dot, self.candidate_squares, self.reference_squares)
 
 
-def _sum(ours: NDArray[np.float64], theirs: NDArray[np.float64]) -> Sums:
-    """Returns the sums of flat values."""
+def _sum(
+    ours: NDArray[np.float64], theirs: NDArray[np.float64], squares: tuple[float, float] | None = None
+) -> Sums:
+    """Returns the sums of flat values; `squares` are those of both where they are known."""
     error = ours - theirs
-    pairs = ((ours, theirs), (ours, ours), (theirs, theirs), (error, error))
-    products, mine, other, errors = (sum_products(*pair) for pair in pairs)
-    return Sums(products, mine, other, errors, ours.size)
+    mine, other = squares or (sum_products(ours, ours), sum_products(theirs, theirs))
+    return Sums(sum_products(ours, theirs), mine, other, sum_products(error, error), ours.size)
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,7 +162,9 @@ def _measure_sample(
     ours, theirs = candidate.astype(np.float64), reference.astype(np.float64)
     size = known = fine = ours.size
     nonfinite = 0
-    if not math.isfinite(sum_products(ours, ours) + sum_products(theirs, theirs)):
+    mine, other = sum_products(ours, ours), sum_products(theirs, theirs)
+    squares = (mine, other) if math.isfinite(mine + other) else None
+    if squares is None:
         is_fine = np.isfinite(theirs)
         nonfinite = int((is_fine & ~np.isfinite(ours)).sum())
         known, fine = int((is_fine | (ours == theirs)).sum()), int(is_fine.sum())
@@ -172,14 +175,14 @@ def _measure_sample(
     entries = () if are_names else measure_entries(error, theirs, shape, apart, places)
     classes = None
     if are_names:
-        classes = count_classes(theirs, ours == theirs)
+        classes, squares = count_classes(theirs, ours == theirs), None
         ours, theirs = _as_vectors(ours == theirs)
     elif apart.any():
-        aside = _sum(ours[apart], theirs[apart])
+        aside, squares = _sum(ours[apart], theirs[apart]), None
         ours, theirs = ours[~apart], theirs[~apart]
     is_lone = ours.size == 1 and fine == 1 and not are_names
     return SampleMarks(
-        _sum(ours, theirs), aside, absolute, largest, size, known, fine, nonfinite, entries, classes,
+        _sum(ours, theirs, squares), aside, absolute, largest, size, known, fine, nonfinite, entries, classes,
         lone=(float(theirs[0]), absolute) if is_lone else None,
     )  # fmt: skip
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trtq.calibrators.ranges import Ranges
-from trtq.models.tensors import PIECE
+from trtq.models.tensors import list_rows
 from trtq.pipeline.formats import INT8, NVFP4
 from trtq.pipeline.formats.encoding import Encoding
 from trtq.pipeline.formats.floats import choose_scales, convert_scales
@@ -143,18 +141,10 @@ def quantize_array(values: NDArray[Any], qparams: QParams) -> NDArray[Any]:
     form = qparams.encoding.format
     steps = qparams.encoding.granularity.spread(qparams.steps, values.shape)
     codes = np.empty(values.shape, form.array_dtype)
-    for rows in _list_rows(values):
+    for rows in list_rows(values):
         shared = steps[rows] if steps.shape[:1] == values.shape[:1] else steps
         codes[rows] = form.codes_of(values[rows].astype(np.float64), shared)
     return codes
-
-
-def _list_rows(values: NDArray[Any]) -> Sequence[Any]:
-    """Returns the indices of some rows each; of a number without axes that of all."""
-    if not values.ndim:
-        return (...,)
-    step = max(1, PIECE // max(1, math.prod(values.shape[1:])))
-    return [slice(start, start + step) for start in range(0, len(values), step)]
 
 
 def _keeps(encoding: Encoding) -> bool:

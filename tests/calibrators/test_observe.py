@@ -298,3 +298,14 @@ def test_a_feed_without_samples_is_passed_over(sizes: Sequence[int], feed_sample
     seen = observe(_model(SMALL), ["h"], replace(_batches(*feeds), feed_samples=feed_samples))
     assert (seen.num_samples, seen.histograms["h"].total) == (4, 8)
     assert seen.histograms["h"].maximum == 2 * max(index for index, size in enumerate(sizes, 1) if size)
+
+
+def test_without_a_guard_only_what_is_observed_is_looked_at() -> None:
+    feeds = [{"x": np.random.default_rng(place).normal(size=(4, 2)).astype(np.float32)} for place in range(3)]
+    batches = replace(_batches(*feeds), feed_samples=4)
+    guarded, alone = (
+        observe(_model(SMALL), ["h"], batches, control=PassControl(guards=guards)) for guards in (True, False)
+    )
+    assert alone.histograms == guarded.histograms
+    assert alone.magnitudes == {"h": guarded.magnitudes["h"]}
+    assert {*guarded.magnitudes} > {"h"}

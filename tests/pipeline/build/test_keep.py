@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,11 +14,13 @@ from small_builds import spec_of
 
 from trtq.calibrators.ranges import read_ranges
 from trtq.models.spec import EvaluationSpec
+from trtq.pipeline import build as pipeline_build
 from trtq.pipeline.build import build
 from trtq.pipeline.build.keep import keep_layers
 from trtq.pipeline.build.prepare import prepare
 from trtq.pipeline.calibrate import calibrate
 from trtq.pipeline.deliver.report import Report
+from trtq.pipeline.engine.rtx import TensorRtRtx
 from trtq.pipeline.engine.target import Target
 from trtq.pipeline.graph.load import load
 from trtq.pipeline.graph.quantized import find_quantized_layers
@@ -72,6 +75,30 @@ def test_what_has_qdq_runs_in_int8(packed: Path) -> None:
     assert "packed" not in marked(report)
     assert re.fullmatch(r"no-kernel: the builder ran it as [\w/]+ despite its Q/DQ", kept["packed"])
     assert "built in float, as the builder has no INT8 kernel for it: packed" in report.notes
+
+
+@pytest.mark.parametrize("runs_here", [False, True])
+def test_models_are_compared_once_while_the_engine_is_built_again(
+    packed: Path, monkeypatch: pytest.MonkeyPatch, runs_here: bool
+) -> None:
+    order = list[str]()
+    for place, name in ((pipeline_build, "compare_job"), (TensorRtRtx, "build")):
+        monkeypatch.setattr(place, name, _noting(order, name, getattr(place, name)))
+    if runs_here:
+        monkeypatch.setattr(pipeline_build, "open_engine", lambda *_: "a runner")
+    report = build(packed, spec=spec_of(packed), target=RTX)
+    assert order.count("compare_job") == 1
+    assert order.count("build") == 2
+    assert order[-1] == ("compare_job" if runs_here else order[-1])
+    assert {item.candidate for item in report.comparison} == {"int8", "fp16"}
+
+
+def _noting(order: list[str], name: str, call: Callable[..., Any]) -> Callable[..., Any]:
+    def noted(*args: Any, **others: Any) -> Any:
+        order.append(name)
+        return call(*args, **others)
+
+    return noted
 
 
 def test_a_model_without_any_int8_kernel_is_warned_of(packed: Path) -> None:

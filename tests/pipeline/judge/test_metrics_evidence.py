@@ -112,6 +112,21 @@ def test_an_axis_of_several_sizes_holds_further_samples(lengths: tuple[int, ...]
         assert change.spread == pytest.approx(np.square(rows - rows.mean(axis=0)).sum())
 
 
+@pytest.mark.parametrize("has_gaps", [False, True])
+def test_an_output_of_many_places_is_measured_as_one(has_gaps: bool) -> None:
+    values = np.random.default_rng(2).normal(3, 2, (6, 7, 5001)).astype(np.float32)
+    if has_gaps:
+        values[1:][np.random.default_rng(3).random(values[1:].shape) < 0.3] = np.nan
+    found = measure_change(values, 6).judged
+    assert found.means is not None
+    assert found.deviations is not None
+    wide = values.astype(np.float64)
+    mean = np.nanmean(wide, axis=0)
+    np.testing.assert_allclose(found.means, mean, rtol=1e-9)
+    np.testing.assert_allclose(found.deviations, np.nansum((wide - mean) ** 2, axis=0), rtol=1e-9)
+    assert found.squares == pytest.approx(np.nansum(wide**2))
+
+
 def test_of_samples_with_another_number_of_axes_no_change_is_known() -> None:
     change = OutputChange()
     change.add(measure_change(np.ones((1, 2)), 1))

@@ -315,6 +315,30 @@ def test_what_is_known_to_gain_is_applied_unless_it_clearly_loses(
     assert search.final is (made if applied else ranges)
 
 
+@pytest.mark.parametrize(
+    ("gain", "is_presumed", "races", "num_samples"),
+    [
+        (-6.0, True, True, 8),  # far behind: the rest tells nothing
+        (-6.0, False, True, 8),
+        (-6.0, True, False, 32),
+        (6.0, True, True, 32),
+    ],
+)
+def test_what_is_far_behind_is_judged_on_a_few_samples(
+    gain: float, is_presumed: bool, races: bool, num_samples: int
+) -> None:
+    gains = [gain + noise for noise in (0.1, -0.1) * 16]
+    judge: Any = _Scored({"start": [0.0] * 32, "made": gains})
+    evidence: Any = None
+    ranges = Ranges({}, "start", "0", "none", 32)
+    start = Candidate(ranges)
+    judge.advance([start], 32)
+    search = _Search(judge, SampleBudget(races=races), evidence, evidence, start, ranges)
+    made = replace(ranges, method="made")
+    search.run(Repair("kind", lambda _ranges, _evidence: {"made": made}, is_presumed=is_presumed))
+    assert [(item.num_samples, item.applied) for item in search.tried] == [(num_samples, gain > 0)]
+
+
 def test_the_same_data_gives_the_same_result(net: Callable[..., Graph]) -> None:
     graph = net(np.geomspace(1, 100, _WIDTH))
     assert _found(graph, _data()) == _found(graph, _data())

@@ -194,6 +194,35 @@ def test_no_more_is_held_back_than_asked_for(graph: Graph, number: int, wanted: 
     assert held[-1] >= number // 2  # not the beginning alone
 
 
+_FIXED = """
+net (float[N, 2] x) => (float[M, 4] y) {
+  [one] z = MatMul (x, w)
+  y = Reshape (z, shape)
+}"""
+
+
+@pytest.mark.parametrize(
+    ("text", "kind", "held"),
+    [
+        (_NET, np.float32, [1, 3, 5, 7] * 2),  # the first part of every feed, then the second
+        (_FIXED, np.float32, [1, 3, 5, 7]),  # a part of two samples does not have that shape
+        (_NET.replace("float[", "float16["), np.float16, [1, 3, 5, 7]),  # each run unpacks the weights
+    ],
+)
+def test_feeds_are_judged_in_parts_where_that_is_the_same(
+    graph_of: Callable[..., Graph], text: str, kind: type, held: list[int]
+) -> None:
+    graph = graph_of(text, w=np.eye(2, dtype=kind), **({"shape": np.array([2, 4])} if text is _FIXED else {}))
+    batches = replace(batches_of([item.astype(kind) for item in feeds_of(8, 4)]), feed_samples=4)
+    judge = open_trial_judge(graph.model, place(graph.model, force=["."]), batches, 64)
+    assert judge is not None
+    assert [int(feed.arrays["x"][0, 0]) for feed in judge.feeds] == held
+    assert {feed.num_samples for feed in judge.feeds} == {16 // len(held)}
+    assert judge.num_samples == 16
+    (found,) = scores_of(judge, 50.0)
+    assert found.samples.size == 16
+
+
 def test_one_feed_leaves_nothing_to_judge_by(graph: Graph) -> None:
     assert open_trial_judge(graph.model, place(graph.model), batches_of(feeds_of(1)), 8) is None
 

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from int8_encodings import int8_along
 from numpy.typing import NDArray
 
+from trtq.models import tensors as module
 from trtq.pipeline.formats import INT8
 from trtq.pipeline.formats.encoding import Encoding
-from trtq.pipeline.rewrite import qparams as module
 from trtq.pipeline.rewrite.qparams import (
     QParams,
     choose_activation_qparams,

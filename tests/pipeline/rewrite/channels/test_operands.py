@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 import pytest
 from numpy.typing import NDArray
 
+from trtq.models import tensors
 from trtq.models.session import open_session, run
 from trtq.pipeline.graph.edit import GraphEditor
 from trtq.pipeline.graph.load import Graph
@@ -23,6 +25,7 @@ from trtq.pipeline.rewrite.channels.operands import (
     is_depthwise,
     is_padded,
     num_input_channels,
+    scale_tensor,
 )
 
 _CONV = "net (float[N, {c}, 4, 4] x) => (float[N, {o}, m, k] y) {{ [layer] y = Conv <{a}> (x, w) }}"
@@ -204,3 +207,25 @@ def _rest(text: str, a: NDArray[np.float32], weights: dict[str, NDArray[np.float
     if "Add (a, m)" in text:
         return a + weights["m"]
     return a + weights["b"] if "Add" in text else a
+
+
+@pytest.mark.parametrize("piece", [1, 10, 1 << 18])
+@pytest.mark.parametrize(
+    ("shape", "factor_shape"),
+    [((5, 4), (1, 4)), ((5, 4), (5, 1)), ((3, 2, 2), (3, 1, 1)), ((4,), (4,)), ((), ())],
+)
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_a_constant_is_scaled_in_float64_whatever_fits_a_piece(
+    monkeypatch: pytest.MonkeyPatch,
+    piece: int,
+    shape: tuple[int, ...],
+    factor_shape: tuple[int, ...],
+    dtype: type,
+) -> None:
+    rng = np.random.default_rng(0)
+    values: NDArray[Any] = rng.standard_normal(shape).astype(dtype)
+    factor = np.asarray(rng.random(factor_shape))
+    monkeypatch.setattr(tensors, "PIECE", piece)
+    made = scale_tensor(ir.tensor(values), factor).numpy()
+    expected: NDArray[Any] = (values.astype(np.float64) * factor).astype(dtype)
+    assert (made.dtype, made.shape, made.tolist()) == (expected.dtype, shape, expected.tolist())

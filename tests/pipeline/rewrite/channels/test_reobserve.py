@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,10 +12,13 @@ import pytest
 from trtq.calibrators import METHODS
 from trtq.calibrators.batches import Batches, Feed
 from trtq.calibrators.observe import PassControl
+from trtq.calibrators.parts import observe_by
 from trtq.calibrators.percentile import Percentile
 from trtq.calibrators.ranges import Channels, Range, Ranges
+from trtq.calibrators.statistics import Statistics
 from trtq.pipeline.graph.load import Graph
 from trtq.pipeline.graph.placement import Placement, place
+from trtq.pipeline.rewrite.channels import reobserve
 from trtq.pipeline.rewrite.channels.reobserve import Reobserver
 
 _NET = """
@@ -59,6 +63,21 @@ def test_the_amax_is_that_of_the_rescaled_values(graph: Graph, placement: Placem
     assert found.channels["r"].scale == given.channels["r"].scale
     assert found.channels["x"] == given.channels["x"]
     assert found.tensors == given.tensors
+
+
+def test_nothing_but_the_rescaled_tensors_is_looked_at(
+    graph: Graph, placement: Placement, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = list[Statistics]()
+
+    def note(*args: Any) -> Statistics:
+        seen.append(observe_by(*args))
+        return seen[-1]
+
+    monkeypatch.setattr(reobserve, "observe_by", note)
+    again = Reobserver([METHODS["minmax"]()], PassControl())
+    again.observe_again(graph.model, placement, _ranges(placement, 0.5, 0.25, 1.0, 1.0), _data())
+    assert seen[0].magnitudes.keys() == seen[0].histograms.keys()
 
 
 def test_of_the_even_feeds_nothing_else_is_seen(graph: Graph, placement: Placement) -> None:
