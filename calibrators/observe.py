@@ -277,7 +277,8 @@ class _Observer:
         channels: dict[str, ChannelStats] = {}
         inputs = measure_inputs(batch.arrays)
         found = dict(inputs)
-        self.seen.raise_magnitudes({name: inputs[name] for name in _list_amounts(batch.arrays)})
+        if self.control.guards:
+            self.seen.raise_magnitudes({name: inputs[name] for name in _list_amounts(batch.arrays)})
         guard, taps = guarded.current
 
         def count(name: str, values: NDArray[Any]) -> None:
