@@ -45,3 +45,16 @@ def test_the_weights_stay(command: str, folder: Path) -> None:
     assert result.exit_code == 2
     assert "weights.bin is read by this command; choose another file with --" in result.stderr
     assert (folder / "weights.bin").read_bytes() == before
+
+
+def test_weights_that_are_called_as_those_of_the_output_stay(folder: Path) -> None:
+    model = onnx.load("m.onnx")
+    onnx.save(model, "renamed.onnx", save_as_external_data=True, location="out.onnx.data", size_threshold=0)
+    before = (folder / "out.onnx.data").read_bytes()
+    result = trtq("quantize", "renamed.onnx", "--weights", "int8", "-o", "out.onnx")
+    told = (
+        "error: out.onnx.data holds weights of renamed.onnx, and out.onnx would replace it; choose another "
+    )
+    assert (result.exit_code, result.stderr.splitlines()[-1]) == (2, f"{told}output")
+    assert (folder / "out.onnx.data").read_bytes() == before
+    assert trtq("quantize", "m.onnx", "--weights", "int8", "-o", "out.onnx").exit_code == 0
