@@ -10,6 +10,7 @@ from trtq.files import check_output, copy_atomically
 from trtq.pipeline.build.job import Job
 from trtq.pipeline.deliver.names import ENGINE, ENGINE_SUFFIXES
 from trtq.pipeline.deliver.report import Report
+from trtq.pipeline.graph.onnx_file import list_model_files
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +40,8 @@ class Places:
                 f"runs the ONNX model; name a folder, such as {self.engine.with_suffix('.trtq')}"
             )
         named = (job.spec.calibration.data, job.spec.evaluation.data)
-        check_output(self.engine, job.graph.path, *(item for item in named if isinstance(item, str)))
+        data = [item for item in named if isinstance(item, str)]
+        check_output(self.engine, *list_model_files(job.graph.path, self.engine), *data)
 
     def deliver(self, report: Report) -> None:
         """Copies the engine to its file, whole or not at all; one whose gate failed stays in the folder."""

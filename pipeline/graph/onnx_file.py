@@ -189,6 +189,21 @@ def list_data_files(proto: onnx.ModelProto, path: Path) -> list[str]:
     return [name for name in names if is_beside(name) and is_file(path.parent / name)]
 
 
+def list_model_files(path: Path, *outputs: Path | None) -> list[Path]:
+    """Returns a model's file and those of its weights, which no output may take the place of.
+
+    The weights are looked for only where one of these outputs is there already. What is no model has none;
+    that is told by whatever reads it.
+    """
+    if not any(output is not None and is_file(output) for output in outputs):
+        return [path]
+    try:
+        proto = read_proto(path)
+    except ModelError:
+        return [path]
+    return [path, *(path.parent / name for name in list_data_files(proto, path))]
+
+
 def list_external(proto: onnx.ModelProto) -> list[tuple[onnx.TensorProto, dict[str, str]]]:
     """Returns the tensors that lie in other files, and what is said of where."""
     tensors = (item for item in list_tensors(proto) if item.data_location == onnx.TensorProto.EXTERNAL)

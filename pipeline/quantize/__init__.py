@@ -30,6 +30,7 @@ from trtq.pipeline.engine.target import Target
 from trtq.pipeline.formats import INT8
 from trtq.pipeline.graph.kv_cache import place_caches
 from trtq.pipeline.graph.load import raise_opset
+from trtq.pipeline.graph.onnx_file import list_model_files
 from trtq.pipeline.graph.pictures import tell_of_pictures
 from trtq.pipeline.graph.placement import Placement
 from trtq.pipeline.judge.witness import check_against_file
@@ -74,10 +75,11 @@ def quantize(
 
     Raises:
         ModelError, DataError, UsageError: An argument cannot be used; the ranges are of another model.
-        ArtifactError: The file cannot be written.
+        ArtifactError: The file cannot be written, or the weights of the model lie where its own would go.
     """
     watcher = choose_watcher(watcher)
     target = target or Target()
+    _refuse_weights_of(Path(model), Path(output))
     graph, spec = load_to_quantize(Path(model), spec, target, watcher)
     rest = choose_rest(target)
     observes = target.kv_cache is not None and ranges is None
@@ -141,6 +143,18 @@ def _warn_of_formats(ranges: Ranges, placement: Placement, watcher: Watcher) -> 
                 f"{form.name.upper()}; calibrate with --{form.name} to lose less"
             )
             return
+
+
+def _refuse_weights_of(model: Path, output: Path) -> None:
+    """Refuses an output that would remove the weights of its own model, as those of an older output."""
+    folder = output.parent
+    beside = [item for item in folder.iterdir() if _is_data_of(output, item)] if folder.is_dir() else []
+    own = {item.resolve() for item in list_model_files(model, *beside)}
+    for path in beside:
+        if path.resolve() in own:
+            raise ArtifactError(
+                f"{path} holds weights of {model}, and {output} would replace it; choose another output"
+            )
 
 
 def _save_whole(model: ir.Model, output: Path) -> Path:

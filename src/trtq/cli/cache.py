@@ -32,6 +32,7 @@ from trtq.errors import UsageError
 from trtq.files import check_output, write_atomically
 from trtq.numbers import format_count
 from trtq.pipeline.cache import export_cache
+from trtq.pipeline.graph.onnx_file import list_model_files
 
 _SHORT = {name: short for short, name in ALGORITHMS.items()}
 _FILE = click.Path(path_type=Path)
@@ -163,7 +164,7 @@ def diff(first: Path, second: Path, as_json: bool) -> None:
 def export(ranges: Path, tensorrt: str, to: str | None, model: Path | None, output: Path | None) -> None:
     """Write a ranges file as a calibration cache, for TensorRT 10.16 and older."""
     output = output or Path("calibration.cache")
-    check_output(output, ranges, model)
+    check_output(output, ranges, *([] if model is None else list_model_files(model, output)))
     version = parse_version(tensorrt)
     cache = export_cache(read_ranges(ranges), version, ALGORITHMS[to or "entropy2"], model)
     write_atomically(output, format_cache(cache))

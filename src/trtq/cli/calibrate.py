@@ -26,6 +26,7 @@ from trtq.pipeline.calibrate import estimate_ranges, list_placed_tensors, open_c
 from trtq.pipeline.calibrate.data import ObserveOptions, options_from_spec
 from trtq.pipeline.calibrate.improve import RangeSearch
 from trtq.pipeline.engine.target import Target
+from trtq.pipeline.graph.onnx_file import list_model_files
 
 
 @click.command("calibrate", cls=GroupedCommand)
@@ -95,7 +96,7 @@ def command(
         _refuse_unused(given, save_statistics)
     sources = spec.sources if statistics is None else (spec.file,)
     outputs = {"--output": output, "--save-statistics": save_statistics, "--checkpoint": how.checkpoint}
-    check_outputs(outputs, model, statistics, *sources)
+    check_outputs(outputs, *list_model_files(model, *outputs.values()), statistics, *sources)
     target, found = targets.read_target(given), None
     with ConsoleWatcher(quiet=quiet) as watcher:
         if statistics is not None:

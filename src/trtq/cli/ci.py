@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +15,7 @@ from trtq.cli.markdown import write_title
 from trtq.cli.options import combine_options
 from trtq.errors import ArtifactError, GateError, TrtqError, UsageError
 from trtq.files import check_outputs, write_atomically
+from trtq.pipeline.graph.onnx_file import list_model_files
 from trtq.temporary import is_device
 
 summary_option = click.option(
@@ -57,7 +58,8 @@ class CiFiles:
             )
         others = {f"--{name}": path for name, path in outputs.items()}
         summary = None if self.summary is None or is_device(self.summary) else self.summary
-        check_outputs({"--summary": summary, "--junit": self.junit, **others}, *sources)
+        outputs = {"--summary": summary, "--junit": self.junit, **others}
+        check_outputs(outputs, *_with_weights(sources, outputs.values()))
 
     def write(self, text: str, cases: Sequence[Case]) -> None:
         """Adds a text to the summary, and writes the cases.
@@ -91,3 +93,13 @@ class CiFiles:
 def take_ci_files(words: Sequence[Any], given: dict[str, Any]) -> CiFiles:
     """Returns the files that options name, which are taken out of what is given."""
     return CiFiles(" ".join(("trtq", *map(str, words))), given.pop("summary"), given.pop("junit"))
+
+
+def _with_weights(
+    sources: Sequence[Path | str | None], outputs: Iterable[Path | None]
+) -> Iterator[Path | str | None]:
+    """Yields what is read, with the files of the weights of models among it."""
+    there = [*outputs]
+    for source in sources:
+        is_model = source is not None and Path(source).suffix == ".onnx"
+        yield from list_model_files(Path(str(source)), *there) if is_model else [source]

@@ -18,6 +18,7 @@ from trtq.files import as_argument, check_output, is_there, refuse_name, resolve
 from trtq.models.preprocess import Preprocess, describe
 from trtq.models.spec import CalibrationSpec, EvaluationSpec, ModelSpec, find_path
 from trtq.pipeline.calibrate.data import find_settings_file
+from trtq.pipeline.graph.onnx_file import list_model_files
 from trtq.pipeline.init import PRESETS, InitialSettings, ModelHints, find_hints, init
 
 
@@ -57,7 +58,7 @@ def command(
       trtq init model.onnx --preset yolo --calib-data street/
     """
     path = output or resolve_name(model).with_suffix(".toml")
-    check_output(path, model)
+    check_output(path, *list_model_files(model, path))
     if path.exists() and not force:
         raise UsageError(f"{path} already exists; --force overwrites it, -o names another file")
     hints = find_hints(model)

@@ -17,6 +17,7 @@ from trtq.errors import ModelError
 from trtq.files import check_output, write_atomically
 from trtq.numbers import format_count
 from trtq.pipeline.deliver.report import describe_coverage
+from trtq.pipeline.graph.onnx_file import list_model_files
 from trtq.pipeline.lint import lint
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ def command(model: Path, targets: tuple[str, ...], sarif: Path | None, as_json: 
       trtq lint quantized.onnx --sarif lint.sarif
     """
     if sarif is not None:
-        check_output(sarif, model, option="--sarif")
+        check_output(sarif, *list_model_files(model, sarif), option="--sarif")
     linted = lint(model, compute_capabilities=targets)
     if sarif is not None:
         write_atomically(sarif, to_sarif(linted))

@@ -20,6 +20,7 @@ from trtq.pipeline.engine.backend import Precision
 from trtq.pipeline.engine.target import Target
 from trtq.pipeline.formats import FP8, NVFP4
 from trtq.pipeline.formats.codes import DATA_METHODS
+from trtq.pipeline.graph.onnx_file import list_model_files
 from trtq.pipeline.judge.compare import read_coded_caches
 from trtq.pipeline.quantize import measure_model, quantize
 
@@ -84,7 +85,7 @@ def command(
     if output is None:
         named = resolve_name(model)
         output = named.with_name(f"{named.stem}.{target.name}.onnx")
-    check_output(output, model, ranges, *spec.sources)
+    check_output(output, *list_model_files(model, output), ranges, *spec.sources)
     with ConsoleWatcher(quiet=quiet) as watcher:
         written = quantize(
             model,

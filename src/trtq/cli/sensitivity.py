@@ -32,6 +32,7 @@ from trtq.numbers import format_count, format_decibels
 from trtq.pipeline.deliver.integrity import read_intact_manifest
 from trtq.pipeline.deliver.settings import read_settings
 from trtq.pipeline.engine.target import Target
+from trtq.pipeline.graph.onnx_file import list_model_files
 from trtq.pipeline.judge.evaluate import find_labels
 from trtq.pipeline.judge.score import format_score, name_metric
 from trtq.pipeline.judge.sensitivity import Effect, LayerSensitivity, Sensitivity, to_json
@@ -103,7 +104,8 @@ def command(
     output = output or resolve_name(model).with_suffix(".sensitivity.json")
     if chart is not None and chart.suffix != ".svg":
         raise UsageError(f"the chart is an SVG file, {chart} is not named .svg")
-    check_outputs({"--output": output, "--chart": chart}, model, *spec.sources)
+    files = [model] if model.is_dir() else list_model_files(model, output, chart)
+    check_outputs({"--output": output, "--chart": chart}, *files, *spec.sources)
     if metric not in _WITHOUT_LABELS and find_labels(spec.evaluation, spec.accuracy.metric) is None:
         raise UsageError(f"--metric {metric} needs --labels; without labels take sqnr or cosine")
     with ConsoleWatcher(quiet=quiet) as watcher:
