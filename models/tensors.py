@@ -157,6 +157,25 @@ def map_tensor(
     return make()
 
 
+def scale_tensor(tensor: ir.TensorProtocol, factor: NDArray[np.float64]) -> ir.TensorProtocol:
+    """Returns a constant times a factor of a shape that multiplies it, worked out in float64.
+
+    It is made when it is read if the constant is, so that one weight is in memory at a time, and of float64
+    some rows.
+    """
+
+    def multiply(values: NDArray[Any]) -> NDArray[Any]:
+        made, factors = np.empty_like(values), np.broadcast_to(factor, values.shape)
+        for rows in list_rows(values):
+            made[rows] = values[rows].astype(np.float64) * factors[rows]
+        return made
+
+    shape = tuple(tensor.shape.numpy())
+    if np.broadcast_shapes(shape, factor.shape) == shape:
+        return map_tensor(tensor, multiply)
+    return ir.tensor((read_values(tensor).astype(np.float64) * factor).astype(tensor.dtype.numpy()))
+
+
 def list_rows(values: NDArray[Any]) -> Sequence[Any]:
     """Returns the indices of some rows each, a piece together; of a number without axes that of all."""
     if not values.ndim:

@@ -31,6 +31,7 @@ from trtq.pipeline.graph.fold import (
 )
 from trtq.pipeline.graph.foreign_operators import find_least_opset, refuse_foreign_operators, standardize
 from trtq.pipeline.graph.fp4 import emulate_fp4
+from trtq.pipeline.graph.gemm_factors import fold_factors
 from trtq.pipeline.graph.hard import part_hard_activations
 from trtq.pipeline.graph.norms import standardize_norms
 from trtq.pipeline.graph.onnx_file import (
@@ -57,7 +58,7 @@ _GROUP_NORM_OPSET = 21
 _MOST_IN_MEMORY = 1 << 28
 """Bytes of weights in other files that are read at once; of larger models one weight is read at a time."""
 _SMALL = 1 << 16
-_FOLDS = (turn_einsum_into_matmul, fold_bias, fold_batch_norm, fold_bias)
+_FOLDS = (turn_einsum_into_matmul, fold_factors, fold_bias, fold_batch_norm, fold_bias)
 _BFLOAT16, _FLOAT64 = ir.DataType.BFLOAT16, ir.DataType.DOUBLE
 _ANONYMOUS = frozenset({"?", "*", "-1", "None", "none", "unk", "dynamic"})
 

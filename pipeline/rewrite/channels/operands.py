@@ -9,7 +9,6 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from trtq.models.tensors import list_rows, map_tensor, read_values
 from trtq.pipeline.graph.edit import GraphEditor
 from trtq.pipeline.graph.operands import read_constant
 from trtq.pipeline.graph.placement import QuantizedNode
@@ -54,25 +53,6 @@ def by_input(vector: NDArray[Any], node: ir.Node) -> NDArray[Any]:
     of_group = vector.reshape(groups, shape[1])
     rows = np.repeat(of_group, shape[0] // groups, axis=0)
     return rows.reshape(*rows.shape, *(1,) * (len(shape) - 2))
-
-
-def scale_tensor(tensor: ir.TensorProtocol, factor: NDArray[np.float64]) -> ir.TensorProtocol:
-    """Returns a constant times a factor of a shape that multiplies it, worked out in float64.
-
-    It is made when it is read if the constant is, so that one weight is in memory at a time, and of float64
-    some rows.
-    """
-
-    def multiply(values: NDArray[Any]) -> NDArray[Any]:
-        made, factors = np.empty_like(values), np.broadcast_to(factor, values.shape)
-        for rows in list_rows(values):
-            made[rows] = values[rows].astype(np.float64) * factors[rows]
-        return made
-
-    shape = tuple(tensor.shape.numpy())
-    if np.broadcast_shapes(shape, factor.shape) == shape:
-        return map_tensor(tensor, multiply)
-    return ir.tensor((read_values(tensor).astype(np.float64) * factor).astype(tensor.dtype.numpy()))
 
 
 def _weight_shape(node: ir.Node) -> tuple[int, ...]:

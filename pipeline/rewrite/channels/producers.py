@@ -10,9 +10,9 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from trtq.models.tensors import scale_tensor
 from trtq.pipeline.graph.edit import GraphEditor
 from trtq.pipeline.graph.operands import find_constant
-from trtq.pipeline.rewrite.channels.operands import scale_tensor
 
 KEEP_SCALE = ("Relu", "LeakyRelu", "PRelu")
 """Activations f with f(s x) = s f(x) for s > 0."""

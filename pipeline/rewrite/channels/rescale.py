@@ -10,6 +10,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from trtq.calibrators.ranges import Channels, Range, Ranges
+from trtq.models.tensors import scale_tensor
 from trtq.pipeline.formats import INT8
 from trtq.pipeline.graph.edit import GraphEditor
 from trtq.pipeline.graph.operands import read_constant
@@ -20,7 +21,6 @@ from trtq.pipeline.rewrite.channels.operands import (
     find_input,
     find_padding,
     follow_output,
-    scale_tensor,
 )
 from trtq.pipeline.rewrite.channels.producers import Producer, divide_outputs, find_producer
 from trtq.pipeline.rewrite.channels.statistics import find_channel_readers

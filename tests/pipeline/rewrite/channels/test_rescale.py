@@ -189,7 +189,9 @@ def test_a_weight_of_two_layers_with_the_same_input_is_scaled_once(
     _same(outputs_of, made.model, graph.model)
 
 
-@pytest.mark.parametrize(("attribute", "folds"), [("", True), ("alpha = 2.0", False), ("beta = 0.5", False)])
+@pytest.mark.parametrize(
+    ("attribute", "folds"), [("", True), ("alpha = 2.0", True), ("alpha = 1e6", False), ("beta = 1e6", False)]
+)
 def test_only_a_plain_gemm_takes_a_division(
     graph_of: Callable[..., Graph],
     outputs_of: Callable[..., list[NDArray[np.float32]]],
