@@ -8,7 +8,7 @@ import os
 import platform
 import socket
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, TypeVar
@@ -25,7 +25,7 @@ Versions = tuple[tuple[str, str], ...]
 _WORK = "sharing work over a cluster"
 RETRIES = 5
 """How often a task is begun again when its worker or its machine is gone."""
-_PATIENCE_SECONDS = 10.0
+_PATIENCE_SECONDS, _FINISHING_SECONDS = 10.0, 2.0
 _DECIDING = ("trtq", "numpy", "onnxruntime")
 """Packages of which another version may compute something else."""
 
@@ -134,8 +134,7 @@ class Ray:
                 yield _take(ray, waiting[0])
                 waiting.popleft()
         finally:
-            for reference in waiting:
-                ray.cancel(reference, force=True)  # a task in a library hears of nothing else
+            _cancel(ray, waiting)
 
     def list_nodes(self) -> tuple[Node, ...]:
         """Returns the machines that are alive now.
@@ -263,6 +262,17 @@ def _knock(address: str) -> None:
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if host and port.isdecimal():
         socket.create_connection((host.strip("[]"), int(port)), _PATIENCE_SECONDS).close()
+
+
+def _cancel(ray: Any, references: Collection[Any]) -> None:
+    """Ends tasks whose results nobody wants, except for those that are about to finish.
+
+    Ray aborts this process if a task finishes just when it is cancelled (ray-project/ray#54798).
+    """
+    if references:
+        _, running = ray.wait([*references], num_returns=len(references), timeout=_FINISHING_SECONDS)
+        for reference in running:
+            ray.cancel(reference, force=True)  # a task in a library hears of nothing else
 
 
 def _take(ray: Any, reference: Any) -> Any:
