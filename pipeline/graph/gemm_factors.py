@@ -10,6 +10,7 @@ import onnx_ir as ir
 from trtq.models.tensors import scale_tensor
 from trtq.numbers import format_count
 from trtq.pipeline.graph.edit import GraphEditor
+from trtq.pipeline.graph.operands import is_fixed
 
 _LARGEST = 2.0**16
 """Weights times larger factors, or divided by them, might leave the range of FP32."""
@@ -37,9 +38,7 @@ def fold_factors(model: ir.Model) -> Iterator[str]:
 def _is_constant(node: ir.Node, place: int) -> bool:
     """Whether an input is a constant in FP32 that no caller can replace."""
     value = node.inputs[place] if place < len(node.inputs) else None
-    if value is None or value.const_value is None or not value.is_initializer() or value.is_graph_input():
-        return False
-    return value.dtype is ir.DataType.FLOAT
+    return value is not None and is_fixed(value) and value.dtype is ir.DataType.FLOAT
 
 
 def _fold(edit: GraphEditor, node: ir.Node, name: str, place: int) -> bool:

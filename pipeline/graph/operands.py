@@ -226,6 +226,13 @@ def find_constant(node: ir.Node, place: int) -> NDArray[np.generic] | None:
     return None if tensor is None else tensor.numpy()
 
 
+def is_fixed(value: ir.Value | None) -> bool:
+    """Whether a value is a constant that no caller can replace."""
+    if value is None or value.is_graph_input():
+        return False
+    return value.is_initializer() and value.const_value is not None
+
+
 def read_points(node: ir.Node) -> NDArray[np.int64] | None:
     """Returns the zero points of a Q or DQ node, 0 where it has none; None if they are computed."""
     points = find_constant(node, 2)

@@ -16,10 +16,7 @@ from trtq.calibrators.batches import Batches, Feed
 from trtq.calibrators.cursor import FeedCursor
 from trtq.calibrators.memory import give_back_memory
 from trtq.calibrators.observe import Progress
-from trtq.models.runner import (
-    PlainSession,
-    can_move,
-)
+from trtq.models.runner import PlainSession, can_move
 from trtq.pipeline.graph.kv_cache import CodedCache, find_coded_caches
 from trtq.pipeline.graph.load import read_runnable
 from trtq.pipeline.judge.compared import ComparedModels, SeenFeed
@@ -30,12 +27,7 @@ from trtq.pipeline.judge.runs import Results
 from trtq.pipeline.judge.score import Labels, Scores
 from trtq.pipeline.judge.settled import FailureRule
 from trtq.pipeline.judge.steady import Mask, OutputSpread, find_steady
-from trtq.pipeline.judge.tally import (
-    Pairs,
-    Rules,
-    Tally,
-    UnevenOutput,
-)
+from trtq.pipeline.judge.tally import Pairs, Rules, Tally, UnevenOutput
 from trtq.pipeline.judge.views import Key, OutputViews
 from trtq.records import LogitsComparison, OutputComparison
 from trtq.workers import Shared, Workers

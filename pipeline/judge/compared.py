@@ -45,11 +45,6 @@ class ComparedModels:
     weight_bytes: int = 0
 
     @property
-    def runners(self) -> list[Any]:
-        """Of all models."""
-        return self.create_runners(self.sessions)
-
-    @property
     def takes_turns(self) -> bool:
         """Whether a file is to be opened when another one has been run."""
         return any(session.session is None for session in self.sessions.values())
@@ -109,7 +104,7 @@ class ComparedModels:
         """Returns this with the outputs that do differ when the reference runs twice."""
         if not self.views.drawn:
             return self
-        runners = [item for item in self.runners if item.name == self.truth]
+        runners = self.create_runners(self.sessions, [self.truth])
         feed = next(iter(batches))
         with closing(self.run(runners, [feed, feed])) as runs:
             found = keep_differing(self.views.drawn, *(results[self.truth] for _, results in runs))

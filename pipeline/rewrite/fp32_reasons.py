@@ -98,7 +98,7 @@ class Fp32Reasons:
         if node in self._on_positions:
             yield f"computes angles from positions, which {name} rounds"
         if node in self._on_indices:
-            yield f"computes with indices, and {name} has no whole number behind {self._half.largest_exact}"
+            yield f"computes with indices, and {name} lacks whole numbers above {self._half.largest_exact}"
         if self._half is FP16:
             yield from self._find_in_values(node)
 

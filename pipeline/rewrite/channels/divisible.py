@@ -8,6 +8,7 @@ from dataclasses import replace
 import onnx_ir as ir
 
 from trtq.models.tensors import FLOAT_TYPES
+from trtq.pipeline.graph.operands import is_fixed
 from trtq.pipeline.rewrite.channels.producers import (
     KEEP_SCALE,
     Divided,
@@ -106,9 +107,7 @@ def _of_factors(node: ir.Node, width: int, taken: Collection[str]) -> Producer |
 
 def _is_constant(value: ir.Value | None) -> bool:
     """Whether a value is a constant of floats that no caller can replace."""
-    if value is None or value.is_graph_input() or value.const_value is None:
-        return False
-    return value.is_initializer() and value.dtype in FLOAT_TYPES
+    return value is not None and is_fixed(value) and value.dtype in FLOAT_TYPES
 
 
 def _width(value: ir.Value) -> int | None:
