@@ -14,6 +14,8 @@ import pytest
 
 from trtq import lazy
 from trtq.errors import MissingDependency
+from trtq.pipeline.engine.process import child_command
+from trtq.workers import Processes
 
 
 def test_an_installed_module_comes_back() -> None:
@@ -130,6 +132,20 @@ def test_what_is_imported_or_absent_is_not_deferred(monkeypatch: pytest.MonkeyPa
     assert type(json) is ModuleType
     with pytest.raises(ModuleNotFoundError, match="absent_library"):
         importlib.import_module("absent_library")
+
+
+def test_a_child_of_ours_imports_no_sympy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a_child.py").write_text(
+        "import sys, onnx_ir\ndef main(folder): print('onnx_ir' in sys.modules, 'sympy.core' in sys.modules)"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    told = subprocess.run(child_command("a_child", tmp_path), capture_output=True, text=True, check=True)
+    assert told.stdout == "True False\n"
+
+
+def test_a_worker_imports_no_sympy() -> None:
+    defers = "[type(finder).__name__ for finder in __import__('sys').meta_path]"
+    assert next(iter(Processes(1).map(eval, [defers])))[0] == "_DeferringFinder"
 
 
 def test_a_command_imports_no_sympy() -> None:

@@ -18,7 +18,10 @@ from trtq.pipeline.engine.backend import BuildRequest
 from trtq.pipeline.engine.profiles import list_profiles
 from trtq.temporary import open_temporary_folder
 
-_START = "import sys; sys.path[:] = sys.argv[2:]; from {module} import main; main(sys.argv[1])"
+_START = (
+    "import sys; sys.path[:] = sys.argv[2:]; from trtq.lazy import defer; defer(); "
+    "from {module} import main; main(sys.argv[1])"
+)
 _BUILDER = "trtq.pipeline.engine.builder"
 _MOST_LINES = 12
 _NOISE = ("catchCudaError", "cudaError 35", "CUDA driver version is insufficient", "no CUDA-capable device")

@@ -14,6 +14,8 @@ from typing import Any
 
 from trtq.errors import MissingDependency
 
+_HARDLY_USED = ("sympy", "onnx_ir._symbolic_shapes")
+"""onnx_ir needs them for arithmetic with the names of axes; they take as long to import as all else of it."""
 _LOCK = RLock()
 
 
@@ -50,8 +52,10 @@ def defer(*modules: str) -> None:
     `__spec__`, and onnx-ir imports sympy in several places.
 
     Args:
-        modules: Their full names. `import a.b` runs a deferred `a` first.
+        modules: Their full names, else those that our libraries hardly use. `import a.b` runs a deferred `a`
+            first.
     """
+    modules = modules or _HARDLY_USED
     if wanted := [name for name in modules if name not in sys.modules]:
         others = [item for item in sys.meta_path if not isinstance(item, _DeferringFinder)]
         sys.meta_path[:] = [_DeferringFinder(wanted), *others]

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
 from trtq.errors import WorkerError
+from trtq.lazy import defer
 from trtq.temporary import open_temporary_folder
 
 T = TypeVar("T")
@@ -240,7 +241,12 @@ def _open_processes(count: int) -> Executor:
     from concurrent.futures import ProcessPoolExecutor
 
     context = multiprocessing.get_context("spawn")  # a fork copies locks that other threads hold
-    return ProcessPoolExecutor(count, context, limit_cores, (max(1, count_cores() // count),))
+    return ProcessPoolExecutor(count, context, _start_worker, (max(1, count_cores() // count),))
+
+
+def _start_worker(num_cores: int) -> None:
+    limit_cores(num_cores)
+    defer()
 
 
 atexit.register(_open_processes.cache_clear)  # while what ends them is still there

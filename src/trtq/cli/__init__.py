@@ -24,8 +24,6 @@ from trtq.lazy import defer
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
-_HARDLY_USED = ("sympy", "onnx_ir._symbolic_shapes")
-"""onnx_ir needs them for arithmetic with the names of axes; they take as long to import as all else of it."""
 _COLLECTED = (20_000, 10, 10)
 """How many new objects Python looks through for garbage at a time; with its own numbers that takes much of
 the time of a graph of thousands of nodes."""
@@ -99,7 +97,7 @@ def _imported(name: str) -> ModuleType:
     """Returns a module that holds for good: its objects are never looked through for garbage."""
     if name in sys.modules:
         return sys.modules[name]
-    defer(*_HARDLY_USED)
+    defer()
     gc.disable()
     try:
         return importlib.import_module(name)
