@@ -151,6 +151,11 @@ class Backend(ABC):
         return True
 
     @property
+    def parts_packed_products(self) -> bool:
+        """Whether it multiplies in float where one product gives query, key and value (`graph/packed.py`)."""
+        return False
+
+    @property
     def lacks(self) -> Mapping[str, str]:
         """Fields of a build request that it cannot serve, and why: "timing_cache", "implicit", "nvfp4" ..."""
         return {}
