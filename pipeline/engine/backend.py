@@ -196,6 +196,11 @@ class Backend(ABC):
         """Returns whether its kernels on this processor overflow with weights of 8 bits."""
         return False
 
+    @property
+    def is_judged_by_engine(self) -> bool:
+        """Whether what it builds is judged by running that, and not by the model that it is built from."""
+        return False
+
     def runner(self, plan: bytes, name: str) -> Any:
         """Returns a Polygraphy runner of an engine, named so; None if a build is not judged by running it."""
         return None

@@ -2,18 +2,18 @@
 
 It takes such a product apart before it looks for kernels, and the three parts read dequantized codes. That
 was measured with the builder of TensorRT-RTX 1.7.1, in INT8 and FP8, beside FP16 and FP32, for all its
-targets, and whether or not the attention has codes itself. It needs both of
+targets, and whether or not the attention has codes itself. It needs all of
 
-- one product, perhaps with a bias, whose three thirds become the query, the key and the value, whatever is
-  computed of them before they meet;
-- heads, that is a Reshape before or after the product is parted.
+- one product, perhaps with a bias, whose three thirds become the query, the key and the value;
+- heads, that is a Reshape before or after the product is parted;
+- nothing computed between the two products but a multiplication of one of the thirds with a constant.
 
 Two thirds of a product, thirds within each head, attention with one head and separate products run on codes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 import onnx_ir as ir
@@ -23,10 +23,7 @@ from trtq.pipeline.graph.operands import find_constant
 REASON = "packed: TensorRT-RTX multiplies in float where one product gives query, key and value"
 _PRODUCTS = ("Gemm", "MatMul")
 _PARTS = ("Gather", "Slice", "Split")
-_PASSED = frozenset({
-    "Add", "Div", "Identity", "LayerNormalization", "Mul", "Reshape", "Squeeze", "Sub", "Transpose",
-    "Unsqueeze",
-})  # fmt: skip
+_MOVES = frozenset({*_PARTS, "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"})
 _NUM_PARTS = 3
 _CHANNELS, _RANKS = 2, (3, 5)
 """The axis that is parted of (samples, tokens, channels), or (samples, tokens, parts, heads, channels)."""
@@ -34,19 +31,26 @@ _CHANNELS, _RANKS = 2, (3, 5)
 
 @dataclass(frozen=True, slots=True)
 class _Third:
-    """Where an operand of attention comes from: a product, and from which place in its channels on."""
+    """Where an operand of attention comes from.
+
+    Attributes:
+        product: What it is taken out of.
+        start: From which place in the channels on.
+        num_scalings: How often it is multiplied with a constant.
+    """
 
     product: ir.Node
     start: int
+    num_scalings: int
 
 
 def find_packed(graph: ir.Graph) -> set[str]:
     """Returns the names of the products that give query, key and value at once."""
-    starts: dict[ir.Node, set[int]] = {}
+    found: dict[ir.Node, set[_Third]] = {}
     for value in _list_multiplied(graph):
         if (third := _trace(value)) is not None:
-            starts.setdefault(third.product, set()).add(third.start)
-    return {str(product.name) for product, found in starts.items() if _are_thirds(sorted(found))}
+            found.setdefault(third.product, set()).add(third)
+    return {str(product.name) for product, thirds in found.items() if _are_packed(thirds)}
 
 
 def _list_multiplied(graph: ir.Graph) -> Iterator[ir.Value]:
@@ -57,8 +61,10 @@ def _list_multiplied(graph: ir.Graph) -> Iterator[ir.Value]:
             yield from values
 
 
-def _are_thirds(starts: Sequence[int]) -> bool:
-    return len(starts) == _NUM_PARTS and starts[0] == 0 and starts[2] == 2 * starts[1]
+def _are_packed(thirds: Collection[_Third]) -> bool:
+    starts = sorted({third.start for third in thirds})
+    is_whole = len(starts) == len(thirds) == _NUM_PARTS and starts[0] == 0 and starts[2] == 2 * starts[1]
+    return is_whole and sum(third.num_scalings for third in thirds) <= 1
 
 
 def _trace(value: ir.Value | None) -> _Third | None:
@@ -67,22 +73,30 @@ def _trace(value: ir.Value | None) -> _Third | None:
     while value is not None and (node := value.producer()) is not None:
         if node.op_type in _PRODUCTS:
             return _read_path(node, path)
-        if node.op_type not in (*_PASSED, *_PARTS):
-            return None
         path.append(value)
-        value = next((item for item in node.inputs if item is not None and not item.is_initializer()), None)
+        value = _find_data(node)
     return None
+
+
+def _find_data(node: ir.Node) -> ir.Value | None:
+    """Returns what a node moves, or adds a constant to or multiplies with one; None if it does more."""
+    if node.op_type in _MOVES:
+        return node.inputs[0]
+    computed = [item for item in node.inputs if item is not None and not item.is_initializer()]
+    return computed[0] if node.op_type in ("Add", "Mul") and len(computed) == 1 else None
 
 
 def _read_path(product: ir.Node, path: Sequence[ir.Value]) -> _Third | None:
     """Returns the third that is taken behind a product; `path` leads up to it and begins at the operand."""
     makers = [node for value in path if (node := value.producer()) is not None]
     place = max((index for index, node in enumerate(makers) if node.op_type in _PARTS), default=None)
-    has_heads = any(node.op_type == "Reshape" for node in makers)
-    if place is None or not has_heads or not _parts_channels(makers[place], makers[place + 1 :], product):
+    op_types = {node.op_type for node in makers[:place]}
+    if place is None or "Add" in op_types or not any(node.op_type == "Reshape" for node in makers):
         return None
     start = _START[makers[place].op_type](path[place])
-    return None if start is None else _Third(product, start)
+    if start is None or not _parts_channels(makers[place], makers[place + 1 :], product):
+        return None
+    return _Third(product, start, sum(node.op_type == "Mul" for node in makers[:place]))
 
 
 def _parts_channels(parting: ir.Node, before: Sequence[ir.Node], product: ir.Node) -> bool:
@@ -99,7 +113,7 @@ def _parts_channels(parting: ir.Node, before: Sequence[ir.Node], product: ir.Nod
         elif node.op_type == "Reshape":
             rank = len(order) or _find_rank(node)
             return rank in _RANKS and axis in (_CHANNELS, _CHANNELS - rank)
-        elif node.op_type in ("Squeeze", "Unsqueeze"):
+        elif node.op_type != "Add":
             return False
     shape = product.outputs[0].shape
     return axis == -1 or (shape is not None and axis == len(shape) - 1)

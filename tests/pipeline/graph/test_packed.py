@@ -47,6 +47,18 @@ _REAL = {
         " q = Mul (o, half)",
         True,
     ),
+    "heads, then split and scaled": (
+        "r = Reshape (b, packed) a, c, e = Split <axis = 2, num_outputs = 3> (r)"
+        " f = Squeeze (a, at2) g = Squeeze (c, at2) h = Squeeze (e, at2)"
+        " t = Transpose <perm = [0, 2, 1, 3]> (f) q = Mul (t, half)"
+        " k = Transpose <perm = [0, 2, 1, 3]> (g) v = Transpose <perm = [0, 2, 1, 3]> (h)",
+        True,
+    ),
+    "heads, then split and computed with": (
+        "r = Reshape (b, packed) t = Transpose <perm = [2, 0, 3, 1, 4]> (r)"
+        " o = Gather (t, zero) k = Gather (t, one) v = Gather (t, two) q = Add (o, half)",
+        False,
+    ),
     "thirds of each head": (
         "r = Reshape (b, wide) t = Transpose <perm = [0, 2, 1, 3]> (r)"
         " q, k, v = Split <axis = -1, num_outputs = 3> (t)",
@@ -69,9 +81,24 @@ _OTHERS = {
         " q = Squeeze (f, at0) k = Squeeze (g, at0) v = Squeeze (h, at0)",
         True,
     ),
+    "heads of a computed number": (
+        "n = Identity (packed) r = Reshape (b, n) t = Transpose <perm = [2, 0, 3, 1, 4]> (r)"
+        " q = Gather (t, zero) k = Gather (t, one) v = Gather (t, two)",
+        True,
+    ),
     "heads outside of the parts": (
         "r = Reshape (b, inside) t = Transpose <perm = [3, 0, 2, 1, 4]> (r)"
         " q = Gather (t, zero) k = Gather (t, one) v = Gather (t, two)",
+        False,
+    ),
+    "added to": (
+        f"a, c, e = Split <axis = -1, num_outputs = 3> (b) {_OUT_OF_SPLIT.replace('q =', 'o =')}"
+        " q = Add (o, half)",
+        False,
+    ),
+    "heads, then both scaled": (
+        "r = Reshape (b, packed) t = Transpose <perm = [2, 0, 3, 1, 4]> (r)"
+        " o = Gather (t, zero) n = Gather (t, one) v = Gather (t, two) q = Mul (o, half) k = Mul (n, half)",
         False,
     ),
     "unequal parts": (
