@@ -6,6 +6,7 @@ trtq calibrates, searches, quantizes, builds the engine with TensorRT-RTX and co
 calibrate, 64 others to compare on); its peers calibrate with the same data and write a Q/DQ model. Every run
 is a process of its own, and the tools take turns. The unit is `work_s` of plain FP32 inference over the
 calibration data in ONNX Runtime, of the same round: `passes` is the median of the ratios of `wall_s` to it.
+On a machine that others use too, `cpu_s` alone can be compared, with that of another run beside it.
 The rest of trtq's model is FP32, as that of its peers, so that `sqnr_db`, on data of which no tool knows,
 compares what quantizing costs. `make bench-peers` sets up what is needed.
 """
@@ -94,7 +95,7 @@ def run_tool(name: str, folder: Path, data: Path, place: Path, memory_mb: float)
     )
     cost = run(command, ENVIRONMENT, memory_mb)
     work = re.findall(r"^work_s ([\d.]+)$", cost.printed, re.MULTILINE)
-    row: Row = {"wall_s": cost.wall_s, "peak_mb": cost.peak_mb, "words": cost.words}
+    row: Row = {"wall_s": cost.wall_s, "cpu_s": cost.cpu_s, "peak_mb": cost.peak_mb, "words": cost.words}
     return row | ({"work_s": float(work[-1])} if work else {})
 
 
@@ -116,7 +117,7 @@ def build(effort: str, folder: Path, data: Path, written: Path, memory_mb: float
             "build", folder / "model.onnx", "--int8", *options, "--output", output, "--quiet"
         )
         cost = run(command, ENVIRONMENT, memory_mb)
-        row: Row = {"wall_s": cost.wall_s, "peak_mb": cost.peak_mb, "words": cost.words}
+        row: Row = {"wall_s": cost.wall_s, "cpu_s": cost.cpu_s, "peak_mb": cost.peak_mb, "words": cost.words}
         if (output / "report.json").exists():
             (output / "model.int8.onnx").replace(written)
             seconds = json.loads((output / "report.json").read_text())["timings_s"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -16,7 +15,8 @@ from trtq.calibrators.ranges import Ranges
 from trtq.models.session import count_weight_bytes
 from trtq.models.spec import ModelSpec
 from trtq.pipeline.build.begin import begin_build
-from trtq.pipeline.build.comparison import EnginePlan, compare_job, name_to_judge, open_engine
+from trtq.pipeline.build.beside import ComparisonBeside, may_compare_beside
+from trtq.pipeline.build.comparison import EnginePlan, compare_job, name_to_judge
 from trtq.pipeline.build.engine import EngineBuild, build_engine, find_layers_without_kernel
 from trtq.pipeline.build.folder import measure_sizes, write_folder
 from trtq.pipeline.build.found import revise
@@ -217,11 +217,13 @@ def _build_where_kernels_are(
 ) -> _BuiltWork:
     """Builds the engine, and builds it again with those layers float that have no kernel.
 
-    When it is built again, its models are compared meanwhile: that the builder changes its mind twice is
-    rare. Where the engine itself is run, it has to be there first.
+    Where the engine itself is not run, the models are compared while it is built. If it has to be built
+    again, that is given up at the next batch; that the builder changes its mind twice is rare.
     """
-    job, models, comparison, is_compared = work.job, work.models, work.comparison, False
-    engine = build_engine(job, ranges, models, earlier, stage, log)
+    job, models, comparison = work.job, work.models, work.comparison
+    is_new = comparison is None and may_compare_beside(job)
+    beside = ComparisonBeside(job, models.files, stage, log, ranges is not None) if is_new else None
+    engine = build_engine(job, ranges, models, earlier, stage, log, beside)
     for _ in range(_MOST_REBUILDS):
         if ranges is None or not (reasons := find_layers_without_kernel(job, engine)):
             break
@@ -232,17 +234,12 @@ def _build_where_kernels_are(
             name = job.target.name.upper()
             log.warn(f"no layer of this model has an {name} kernel here: nothing runs in {name}")
         models = write_models(job, ranges, stage, log)
-        plan, compared = EnginePlan(stage / ENGINE, engine.report.profiles), list[Comparison | None]()
-        is_compared = open_engine(job, models.files.get(job.name), plan) is None
-        compare = partial(compare_job, job, models.files, log, plan)
-        beside = partial(_call_into, compared, compare) if is_compared else None
+        is_run = job.backend.is_judged_by_engine
+        beside = None if is_run else ComparisonBeside(job, models.files, stage, log, is_first=False)
         engine = build_engine(job, ranges, models, None, stage, log, beside)
-        comparison = compared[0] if compared else None
-    return _BuiltWork(job, models, comparison, engine, is_compared)
-
-
-def _call_into(results: list[Comparison | None], call: Callable[[], Comparison | None]) -> None:
-    results.append(call())
+    if beside is not None and beside.is_done:
+        return _BuiltWork(job, models, beside.comparison, engine, is_compared=True)
+    return _BuiltWork(job, models, comparison, engine)
 
 
 def _report(

@@ -9,6 +9,7 @@ from typing import Any
 
 from trtq.calibrators.batches import Batches
 from trtq.calibrators.memory import is_memory_short
+from trtq.calibrators.observe import Progress
 from trtq.models.spec import InputSpec
 from trtq.numbers import format_shape
 from trtq.pipeline.build.job import Job
@@ -28,10 +29,14 @@ _NONE_FITS = (
 
 @dataclass(frozen=True, slots=True)
 class EnginePlan:
-    """The file of an engine, which need not be there, and the profiles that it was built for."""
+    """The file of an engine, which need not be there, and the profiles that it was built for.
+
+    `is_coming` tells of one that is being built, and that will not be run here.
+    """
 
     path: Path
     profiles: Mapping[str, InputSpec]
+    is_coming: bool = False
 
 
 def compare_job(
@@ -41,6 +46,7 @@ def compare_job(
     plan: EnginePlan | None = None,
     known: Comparison | None = None,
     labels: Labels | None = None,
+    progress: Progress | None = None,
 ) -> Comparison | None:
     """Returns the models, and the engine where it can be run, against each other; None without data.
 
@@ -51,6 +57,7 @@ def compare_job(
         plan: The engine.
         known: The comparison of the models alone, if it was made.
         labels: Those of the job, if they were loaded before.
+        progress: Called after every batch in place of the log; what it raises ends the comparison.
     """
     if job.evaluation is None:
         return None
@@ -93,7 +100,7 @@ def compare_job(
             pairs,
             data,
             labels,
-            log.advance,
+            progress or log.advance,
             engines,
             workers=job.workers,
             coded=coded,
@@ -123,14 +130,14 @@ def _tell_of_profiles(data: Batches, dynamic: Mapping[str, InputSpec], log: Log,
 
 def _find_profiles(job: Job, plan: EnginePlan | None) -> dict[str, InputSpec]:
     """Returns the profiles of an engine's inputs with open shapes; none where the model itself is run."""
-    if plan is None or not plan.path.exists():
+    if plan is None or not (plan.is_coming or plan.path.exists()):
         return {}
     return {item.name: plan.profiles[item.name] for item in job.graph.inputs if item.is_dynamic}
 
 
 def open_engine(job: Job, file: Path | None, plan: EnginePlan | None) -> Any:
     """Returns a runner of what was built, as it will run; None if it is not built yet or not run here."""
-    if plan is None:
+    if plan is None or plan.is_coming:
         return None
     if plan.path.exists():
         return job.backend.runner(plan.path.read_bytes(), "engine")

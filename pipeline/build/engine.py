@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from trtq.calibrators.cache import ALGORITHMS, parse_cache
 from trtq.calibrators.memory import find_peak_bytes
 from trtq.calibrators.observe import observe
 from trtq.calibrators.ranges import Ranges, Shapes
+from trtq.models.spec import InputSpec
 from trtq.pipeline.build.job import Job
 from trtq.pipeline.build.keep import NO_KERNEL, find_float_fallbacks
 from trtq.pipeline.build.models import ModelFiles
@@ -44,6 +46,10 @@ class EngineBuild:
     unfused: Mapping[str, str] = field(default_factory=dict)
 
 
+Beside = Callable[[Mapping[str, InputSpec], Callable[[], EngineBuild | None]], None]
+"""Is told the profiles that the engine gets, and how to ask for it; None: it is not there yet."""
+
+
 def build_engine(
     job: Job,
     ranges: Ranges | None,
@@ -51,7 +57,7 @@ def build_engine(
     earlier: EarlierBuild | None,
     stage: Path,
     log: Log,
-    beside: Callable[[], None] | None = None,
+    beside: Beside | None = None,
 ) -> EngineBuild:
     """Returns what was built; writes the plan, and the calibration cache where TensorRT calibrated.
 
@@ -63,6 +69,9 @@ def build_engine(
         stage: The folder.
         log: Is told of it; of time spent on `beside` nothing counts as building.
         beside: Is called while the builder works; None: nothing is done meanwhile.
+
+    Raises:
+        BuildError: The builder failed; also from within `beside`, where that asks for the engine.
     """
     if earlier is not None and "engine" in earlier.same:
         log.note("model and settings are unchanged: reusing the engine of the earlier build")
@@ -76,15 +85,25 @@ def build_engine(
     request = _request(job, ranges, models, log)
     log.stage(f"Building with {job.backend.name}")
     with ThreadPoolExecutor(1) as thread:
-        building = thread.submit(job.backend.build, request) if beside else None
-        if beside is not None:
-            beside()
+        building = thread.submit(_build, job, models, request) if beside is not None else None
+        if beside is not None and building is not None:
+            beside(request.profiles, partial(_find_result, building))
         with log.timed("build"):
-            built = job.backend.build(request) if building is None else building.result()
+            built, described = _build(job, models, request) if building is None else building.result()
     if built.plan is not None:
         (stage / ENGINE).write_bytes(built.plan)
     if built.calibration_cache is not None:
         (stage / CACHE).write_bytes(built.calibration_cache)
+    return described
+
+
+def _find_result(building: Future[tuple[BuiltEngine, EngineBuild]]) -> EngineBuild | None:
+    return building.result()[1] if building.done() else None
+
+
+def _build(job: Job, models: ModelFiles, request: BuildRequest) -> tuple[BuiltEngine, EngineBuild]:
+    """Returns what the builder made, and what there is to say of it."""
+    built = job.backend.build(request)
     wanted = list_implicit_layers(job.placement) if job.is_implicit else find_quantized_layers(models.built)
     targets = built.targets or job.target.compute_capabilities
     covered = measure_coverage(wanted, built, targets)
@@ -102,7 +121,7 @@ def build_engine(
     )
     weighted = [str(node.name) for node in filter(holds_weights, models.built.graph)]
     command = job.backend.command(request)
-    return EngineBuild(
+    return built, EngineBuild(
         engine,
         list_precisions(weighted, built),
         {"engine": command} if command else {},

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import onnx_ir as ir
@@ -23,10 +24,12 @@ from trtq.models.spec import PER_TOKEN, CalibrationSpec, ModelSpec
 from trtq.numbers import format_count
 from trtq.pipeline.engine.backend import Backend
 from trtq.pipeline.engine.target import Target
-from trtq.pipeline.formats import INT8
+from trtq.pipeline.formats import FP8, INT8
 from trtq.pipeline.formats.codes import CodeFormat
 from trtq.pipeline.graph.axes import explain_other
 from trtq.pipeline.graph.load import Graph
+from trtq.pipeline.graph.packed import REASON as PACKED
+from trtq.pipeline.graph.packed import find_packed
 from trtq.pipeline.graph.placement import Explain, Placement, QuantizedNode, find_unmatched, place
 from trtq.pipeline.graph.tokens import explain_one_scale
 from trtq.pipeline.graph.worth import explain_float
@@ -209,6 +212,9 @@ def place_layers(
         backend = BACKENDS.get(target.backend)
     is_per_token = spec.quantization.activations == PER_TOKEN
     is_split = spec.quantization.weight_granularity == "per-channel"
+    is_measured = {*target.code_formats} <= {INT8.name, FP8.name} and not is_per_token
+    if backend is not None and backend.parts_packed_products and is_measured:
+        explain = partial(_explain_packed, find_packed(graph.model.graph), explain)
     placement = place(
         graph.model,
         form=target.form or INT8,
@@ -231,6 +237,17 @@ def place_layers(
         watcher.note(f"weights get 7 bits, since {backend.name} overflows with 8 on this processor")
         placement = placement.with_weights_of_7_bits()
     return placement if is_split else placement.with_one_scale()
+
+
+def _explain_packed(
+    packed: Collection[str],
+    explain: Explain,
+    node: ir.Node,
+    weight: ir.Value,
+    activation: ir.Value,
+    axis: int | None,
+) -> str:
+    return PACKED if node.name in packed else explain(node, weight, activation, axis)
 
 
 def describe_others(model: ir.Model, placement: Placement, form: CodeFormat) -> str:

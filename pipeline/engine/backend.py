@@ -151,6 +151,11 @@ class Backend(ABC):
         return True
 
     @property
+    def parts_packed_products(self) -> bool:
+        """Whether it multiplies in float where one product gives query, key and value (`graph/packed.py`)."""
+        return False
+
+    @property
     def lacks(self) -> Mapping[str, str]:
         """Fields of a build request that it cannot serve, and why: "timing_cache", "implicit", "nvfp4" ..."""
         return {}
@@ -189,6 +194,11 @@ class Backend(ABC):
 
     def overflows(self) -> bool:
         """Returns whether its kernels on this processor overflow with weights of 8 bits."""
+        return False
+
+    @property
+    def is_judged_by_engine(self) -> bool:
+        """Whether what it builds is judged by running that, and not by the model that it is built from."""
         return False
 
     def runner(self, plan: bytes, name: str) -> Any:

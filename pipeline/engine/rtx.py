@@ -25,6 +25,7 @@ class TensorRtRtx(Backend):
 
     name = "tensorrt-rtx"
     takes_scales_by_matrix = True
+    parts_packed_products = True
     lacks: Mapping[str, str] = {
         "implicit": "it takes Q/DQ models only; for implicit quantization take TensorRT 8.6 to 10",
         "timing_cache": "it times nothing: kernels are chosen where the engine is loaded",

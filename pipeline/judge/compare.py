@@ -184,7 +184,8 @@ def _run_here(work: ComparedModels, batches: Batches) -> Generator[SeenFeed, Non
     sessions: dict[str, PlainSession] = {**work.sessions}
     steady = _run_ahead(work, sessions, batches)
     rules: Rules | None = None
-    for feed, results in work.run(work.create_runners(sessions), batches):
+    at_once = work.can_run_at_once
+    for feed, results in work.run(work.create_runners(sessions), batches, at_once=at_once):
         if rules is None:
             rules = replace(work.find_rules(feed, results), steady=steady)
         yield work.measure(rules, feed, results)

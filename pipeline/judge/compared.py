@@ -8,7 +8,14 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from trtq.calibrators.batches import Batches, Feed
-from trtq.models.runner import MovableSession, PlainSession, create_converting_runner, create_runner
+from trtq.models.frugal import FrugalSession
+from trtq.models.runner import (
+    MovableSession,
+    PlainSession,
+    can_move,
+    create_converting_runner,
+    create_runner,
+)
 from trtq.pipeline.graph.kv_cache import CodedCache
 from trtq.pipeline.judge.drawn import keep_differing
 from trtq.pipeline.judge.runs import Results, drop, run_feeds
@@ -67,11 +74,19 @@ class ComparedModels:
         wanted = [item for item in (*created, *self.engines) if names is None or item.name in names]
         return [_take_floats(item, self.caches.get(item.name, ())) for item in wanted]
 
+    @property
+    def can_run_at_once(self) -> bool:
+        """Whether all are open and hold the memory of a run between runs anyway, and threads may run them."""
+        sessions = [item.session for item in self.sessions.values()]
+        is_plain = not any(item is None or isinstance(item, FrugalSession) for item in sessions)
+        return is_plain and all(map(can_move, self.engines))
+
     def run(
-        self, runners: Sequence[Any], feeds: Iterable[Feed]
+        self, runners: Sequence[Any], feeds: Iterable[Feed], *, at_once: bool = False
     ) -> Generator[tuple[Feed, Results], None, None]:
-        """Yields each feed with the outputs of each model."""
-        return run_feeds(runners, feeds, self.origin, None if self.labels is None else self.labels.array)
+        """Yields each feed with the outputs of each model; see `run_feeds`."""
+        labels = None if self.labels is None else self.labels.array
+        return run_feeds(runners, feeds, self.origin, labels, at_once=at_once)
 
     def find_rules(self, feed: Feed, results: Results) -> Rules:
         """Returns what the first feed tells."""

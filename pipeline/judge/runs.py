@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from trtq.pipeline.graph.opset import infer_shapes
 from trtq.pipeline.judge.exact import make_quantize_exact
 from trtq.pipeline.judge.halves import emulate_halves
 from trtq.pipeline.judge.witness import open_reference
+from trtq.workers import Threads
 
 _WORK = "comparing models"
 _EXACT = (ir.DataType.FLOAT, ir.DataType.DOUBLE)
@@ -31,7 +33,7 @@ Results = Mapping[str, Mapping[str, NDArray[Any]]]
 
 
 def run_feeds(
-    runners: Sequence[Any], feeds: Iterable[Feed], origin: str, labels: str | None
+    runners: Sequence[Any], feeds: Iterable[Feed], origin: str, labels: str | None, *, at_once: bool = False
 ) -> Generator[tuple[Feed, Results], None, None]:
     """Yields each feed with the outputs of each model; one feed is in memory at a time.
 
@@ -40,6 +42,7 @@ def run_feeds(
         feeds: The data.
         origin: What it is, for messages.
         labels: The array of each feed that is no input; None: there is none.
+        at_once: Whether the models run a feed at the same time, each in a thread of its own.
 
     Raises:
         ModelError: A model cannot be run on them.
@@ -48,20 +51,32 @@ def run_feeds(
     logger = lazy.require("polygraphy.logger", None, _WORK).G_LOGGER
     exception = lazy.require("polygraphy.exception", None, _WORK).PolygraphyException
     current: list[Feed] = []
+    arrays: list[dict[str, NDArray[Any]]] = []
 
     def read() -> Iterator[dict[str, NDArray[Any]]]:
-        for feed in feeds:
-            current[:] = [feed]
-            yield to_plain(drop(feed.arrays, [labels]))
+        while True:
+            yield arrays[0]
 
-    with logger.verbosity(logger.CRITICAL + 1), _without_torch():  # what it prints is in our message
+    groups = [[runner] for runner in runners] if at_once else [runners]
+    with logger.verbosity(logger.CRITICAL + 1), _without_torch(), ExitStack() as stack:
+        # What Polygraphy prints is in our message.
+        streams = [comparator.run(group, data_loader=read(), streaming=True) for group in groups if group]
+        for stream in streams:
+            stack.enter_context(closing(stream))
         try:
-            for results in comparator.run(runners, data_loader=read(), streaming=True):
-                yield current[0], {name: dict(iterations[0].items()) for name, iterations in results}
+            for feed in feeds if streams else ():
+                current[:], arrays[:] = [feed], [to_plain(drop(feed.arrays, [labels]))]
+                results = chain.from_iterable(_advance(streams))
+                yield feed, {name: dict(iterations[0].items()) for name, iterations in results}
         except (*list_runtime_errors(), exception) as error:
             source = current[0].source if current else origin
             text = " ".join(str(error).split())[:400]
             raise ModelError(f"running the models on {source} failed: {text}") from error
+
+
+def _advance(streams: Sequence[Iterator[Any]]) -> Iterable[Any]:
+    """Returns the next of each; a single one runs in this thread, as an engine on a GPU has to."""
+    return [next(streams[0])] if len(streams) == 1 else Threads(len(streams)).map(next, streams)
 
 
 @contextmanager

@@ -88,18 +88,26 @@ def choose_weight_qparams(weight: NDArray[Any], encoding: Encoding, dtype: str) 
 def choose_weight_qparams_mse(weight: NDArray[Any], encoding: Encoding, dtype: str) -> QParams:
     """Returns scales of the least squared error of each channel, of 26 clips down to half its largest weight.
 
-    Clipping a few large weights leaves finer steps for all others (OMSE, arXiv 1902.06822, section 3.2).
+    Clipping a few large weights leaves finer steps for all others (OMSE, arXiv 1902.06822, section 3.2). Of a
+    large weight with scales for its rows some of these are looked at at a time, which stay in the cache.
     """
     widest = choose_weight_qparams(weight, encoding, dtype)
-    best, least = widest.scale, np.full(widest.scale.shape, np.inf, np.float32)
+    found = widest.scale.copy()
+    for rows in list_rows(weight) if encoding.channel_axis == 0 else (...,):
+        found[rows] = _search_clips(weight[rows], widest.scale[rows], encoding, dtype)
+    return QParams(found, encoding)
+
+
+def _search_clips(weight: NDArray[Any], widest: NDArray[Any], encoding: Encoding, dtype: str) -> NDArray[Any]:
+    best, least = widest, np.full(widest.shape, np.inf, np.float32)
     values, form = weight.astype(np.float32), encoding.format
     for share in _CLIPS:
-        found = choose_scales(widest.scale.astype(np.float64) * share, dtype)
+        found = choose_scales(widest.astype(np.float64) * share, dtype)
         scale = encoding.granularity.spread(found.astype(np.float32), weight.shape)
         error = form.levels_of(form.codes_of(values, scale)) * scale - values
         loss = np.square(error).sum(axis=_shared_axes(weight, encoding), keepdims=_keeps(encoding))
         best, least = np.where(loss < least, found, best), np.minimum(loss, least)
-    return QParams(np.asarray(best, widest.scale.dtype), encoding)
+    return np.asarray(best, widest.dtype)
 
 
 def choose_block_qparams(weight: NDArray[Any], encoding: Encoding, dtype: str) -> QParams:

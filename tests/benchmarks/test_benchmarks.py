@@ -161,6 +161,17 @@ def test_ratios_are_to_the_floor_of_the_same_round(scripts: dict[str, Any]) -> N
     assert table.splitlines()[-1] == "| m | 5.50 s, 0.55 GB | 2.5x, 1.60 GB | killed |"
 
 
+def test_a_run_says_what_processor_time_it_took(
+    scripts: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build = scripts["build"]
+    cost = scripts["process"].Cost("done", 9.0, 12.0, 100.0, "", "work_s 8.5\n")
+    monkeypatch.setattr(build, "run", lambda *_: cost)
+    monkeypatch.setattr(build, "batch_size", lambda _: 8)
+    row = build.run_tool("floor", Path("model"), Path("data.npz"), Path("place"), 1000)
+    assert row == {"wall_s": 9.0, "cpu_s": 12.0, "peak_mb": 100.0, "words": "", "work_s": 8.5}
+
+
 def test_a_build_is_counted_in_passes_of_the_same_round(scripts: dict[str, Any]) -> None:
     floors = [{"work_s": seconds, "wall_s": 9.0, "words": ""} for seconds in (1.0, 2.0, 4.0)]
     builds = [{"wall_s": seconds, "words": ""} for seconds in (12.0, 20.0, 60.0)]

@@ -22,6 +22,7 @@ from trtq.pipeline.rewrite.qparams import (
     choose_activation_qparams,
     choose_asymmetric_qparams,
     choose_weight_qparams,
+    choose_weight_qparams_mse,
     quantize_array,
     raise_scales,
 )
@@ -187,3 +188,20 @@ def test_zero_points_have_the_shape_of_the_scales() -> None:
     assert qparams.zero_point.dtype == np.int8
     assert qparams.zero_point.shape == (5,)
     assert not qparams.zero_point.any()
+
+
+@pytest.mark.parametrize("shape", [(37, 16), (37, 3, 3, 3), (37, 1)])
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_clips_are_the_same_when_a_large_weight_is_looked_at_in_pieces(
+    shape: tuple[int, ...], dtype: str
+) -> None:
+    weight = np.random.default_rng(1).standard_t(3, shape).astype(np.float32)
+    whole = choose_weight_qparams_mse(weight, int8_along(0), dtype)
+    with (
+        patch.object(module, "PIECE", 5 * math.prod(shape[1:])),
+        patch.object(type(INT8), "codes_of", autospec=True, side_effect=type(INT8).codes_of) as codes_of,
+    ):
+        pieces = choose_weight_qparams_mse(weight, int8_along(0), dtype)
+    assert max(len(call.args[1]) for call in codes_of.call_args_list) == 5
+    np.testing.assert_array_equal(pieces.scale, whole.scale)
+    assert pieces.scale.dtype == whole.scale.dtype
