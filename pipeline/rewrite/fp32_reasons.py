@@ -43,6 +43,8 @@ _GUARDS = ("Add", "Clip", "Max", "Where")
 """What keeps a divisor from zero by a small constant: an epsilon."""
 _DIVISORS = {"Div": 1, "Log": 0, "Reciprocal": 0}
 """Which input of these operators must not be zero."""
+
+
 class Fp32Reasons:
     """Why nodes of one graph stay FP32: see `precision.to_fp16`."""
 
@@ -90,6 +92,8 @@ class Fp32Reasons:
         for value in (*node.inputs, *node.outputs):
             if value is not None and value.name and value.dtype is None:
                 yield f"the type of tensor {value.name!r} is not known"
+            elif value is not None and isinstance(value.type, ir.SequenceType | ir.OptionalType):
+                yield f"{value.name!r} is no tensor"
         if node in self._on_shapes:
             yield "computes with tensor shapes"
         if node in self._on_positions:
