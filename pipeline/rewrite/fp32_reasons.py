@@ -28,9 +28,11 @@ _FEW_ELEMENTS = 8
 _MAX_ERROR = 0.01
 _FLOAT32_ONLY = ("BitCast", "Celu", "TensorScatter")
 """ONNX has 16 bits for them; ONNX Runtime has no kernel, and the bits that BitCast takes are others."""
-_IN_STEPS = ("LogSoftmax", "ReduceSumSquare")
-"""TensorRT's parser writes these as two layers, with a tensor between that is FP16 too: shares, of which some
-become 0, whose logarithm is infinite, or squares."""
+_IN_STEPS = ("LogSoftmax", "Mean", "Mod", "ReduceSumSquare")
+"""TensorRT's parser writes these as several layers, with tensors between that are FP16 too: shares, of which
+some become 0, whose logarithm is infinite, sums, squares, or quotients that are rounded to a whole number."""
+_IN_WHOLE_STEPS = ("Mod",)
+"""Those of them with whole numbers, of which BF16 has fewer still."""
 _NOT_BF16 = ("GRU", "GlobalLpPool", "HardSwish", "LpNormalization", "LpPool", "Mish")
 """TensorRT's parser fails on these in BF16."""
 _PEEPHOLES = 7
@@ -100,14 +102,14 @@ class Fp32Reasons:
             yield f"computes angles from positions, which {name} rounds"
         if node in self._on_indices:
             yield f"computes with indices, and {name} lacks whole numbers above {self._half.largest_exact}"
+        if node.op_type in (_IN_STEPS if self._half is FP16 else _IN_WHOLE_STEPS):
+            yield f"TensorRT computes {node.op_type} in steps, and {name} cannot hold what is between them"
         if node in self._shares:
             yield self._shares[node]
         if self._half is FP16:
             yield from self._find_in_values(node)
 
     def _find_in_values(self, node: ir.Node) -> Iterator[str]:
-        if node.op_type in _IN_STEPS:
-            yield f"TensorRT computes {node.op_type} in two steps, and FP16 cannot hold what is between them"
         for value in (*node.inputs, *node.outputs):
             if value is not None and (amax := self._beyond.get(str(value.name))) is not None:
                 small = f"FP16 has no steps below {FP16.smallest_scale:.3g}"

@@ -38,7 +38,7 @@ def to_fp16(
        a scale or divides, and else as a whole. What ConstantOfShape fills tensors with counts as constant;
     6. it divides by, or takes the logarithm of, what such an epsilon keeps from zero;
     7. it leads from a Softmax or Sigmoid to a logarithm, or to a division by 1 minus that, or TensorRT
-       computes it in two steps;
+       computes it in steps;
     8. TensorRT does not take it in 16 bits.
     Casts stand only where the precision changes, one a tensor and direction.
 
