@@ -99,7 +99,7 @@ class Fp32Reasons:
         if node in self._on_shapes:
             yield "computes with tensor shapes"
         if node in self._on_positions:
-            yield f"computes angles from positions, which {name} rounds"
+            yield f"computes angles or indices from positions, which {name} rounds"
         if node in self._on_indices:
             yield f"computes with indices, and {name} lacks whole numbers above {self._half.largest_exact}"
         if node.op_type in (_IN_STEPS if self._half is FP16 else _IN_WHOLE_STEPS):
