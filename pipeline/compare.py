@@ -93,7 +93,9 @@ def _show_floats(graph: Graph, wanted: Sequence[TensorSpec]) -> list[TensorSpec]
 
 
 def _choose_reader(graph: Graph, file: Path) -> Graph:
-    """Returns the model for whose inputs the data is read: the other one where that has fixed sizes.
+    """Returns the model for whose inputs the data is read, in the reference's dtypes.
+
+    That is the reference, or the other model where this one has fixed sizes, such as that of the batch.
 
     Raises:
         ModelError: Their inputs differ.
@@ -101,17 +103,26 @@ def _choose_reader(graph: Graph, file: Path) -> Graph:
     other = load(file, min_opset=1)
     inputs = match_floats(_show_floats(other, graph.inputs), graph.inputs)
     require_same_inputs(str(graph.path), graph.inputs, str(file), inputs)
-    return other if _has_other_sizes(other.inputs, graph.inputs) else graph
+    return _take_dtypes(other, graph) if _has_other_sizes(other.inputs, graph.inputs) else graph
 
 
 def _has_other_sizes(given: Sequence[TensorSpec], wanted: Sequence[TensorSpec]) -> bool:
-    """Whether a model has fixed sizes, such as that of the batch, where one of the same dtypes has none."""
+    """Whether a model has fixed sizes where another one has none."""
     others = {item.name: item for item in wanted}
-    return all(item.dtype == others[item.name].dtype for item in given) and any(
+    return any(
         isinstance(size, int) and not isinstance(open_size, int)
         for item in given
         for size, open_size in zip(item.shape, others[item.name].shape, strict=False)
     )
+
+
+def _take_dtypes(graph: Graph, wanted: Graph) -> Graph:
+    """Returns a model to read data for, with the dtypes of another one's inputs: what runs it casts them."""
+    types = {value.name: value.type for value in wanted.model.graph.inputs}
+    model = graph.model.clone()
+    for value in model.graph.inputs:
+        value.type = types.get(value.name, value.type)
+    return replace(graph, model=model)
 
 
 def compare_writing(

@@ -112,7 +112,7 @@ def export(
         MissingDependency: PyTorch, or the library that the target names, is not installed.
     """
     options, watcher, output = options or ExportOptions(), choose_watcher(watcher), Path(output)
-    check_output(output)
+    check_output(output, target, options.weights, options.data)
     with import_from_here():
         watcher.stage("Loading")
         loaded = load_module(

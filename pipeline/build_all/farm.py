@@ -15,6 +15,7 @@ from trtq.cluster import (
     Node,
     Ray,
     Surroundings,
+    cancel_tasks,
     find_machine,
     find_surroundings,
     refuse_too_large,
@@ -198,13 +199,10 @@ class _Work:
 
     def cancel(self) -> None:
         """Ends what is under way, and lets it clear up behind itself."""
-        ray, left = self.farm.cluster.join(), list(self.running)
-        for reference in left:
-            ray.cancel(reference, force=False)
-        if left:
+        ray = self.farm.cluster.join()
+        if left := cancel_tasks(ray, self.running, force=False):
             _, left = ray.wait(left, num_returns=len(left), timeout=_PATIENCE_SECONDS)
-        for reference in left:
-            ray.cancel(reference, force=True)
+        cancel_tasks(ray, left, force=True)
 
     def _hand_out(self, number: int) -> None:
         ray, job = self.farm.cluster.join(), self.jobs[number]

@@ -107,6 +107,17 @@ def _find_flaw(node: onnx.NodeProto, attribute: onnx.AttributeProto) -> str:
             text.decode()
     except UnicodeDecodeError:
         return f"is not UTF-8 text: {text[:40]!r}"
+    return _find_bad_spread(node, attribute)
+
+
+def _find_bad_spread(node: onnx.NodeProto, attribute: onnx.AttributeProto) -> str:
+    """Returns what is wrong with how far random numbers spread: ONNX Runtime ends the process over it."""
+    if node.op_type.startswith("RandomNormal") and attribute.name == "scale" and not attribute.f > 0:
+        return f"is {attribute.f:g}, and random numbers need one above 0"
+    if node.op_type.startswith("RandomUniform") and attribute.name in ("low", "high"):
+        ends = {"low": 0.0, "high": 1.0} | {item.name: item.f for item in node.attribute}
+        if not ends["low"] <= ends["high"]:
+            return f"leaves no random numbers from {ends['low']:g} to {ends['high']:g}"
     return ""
 
 

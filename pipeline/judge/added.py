@@ -5,7 +5,7 @@ The output is nearly the input, and so is that of a network that is dead. So wha
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,13 +16,22 @@ from onnx_ir.passes import common as passes
 
 from trtq.models.packed import PackedModel, pack
 from trtq.models.session import fit_floats, open_session
+from trtq.models.tensors import FLOAT_TYPES
+from trtq.pipeline.graph.edit import GraphEditor
 from trtq.pipeline.graph.placement import holds_weights
 
-_PASSED_ON = ("Identity", "Cast", "Clip")
-_SUMS = ("Add", "Sub", "Mul")
+_SUMS = ("Add", "Sub", "Sum", "Mean")
+_MOVES = (
+    "DepthToSpace", "Flatten", "Reshape", "Slice", "SpaceToDepth", "Squeeze", "Transpose", "Unsqueeze",
+)  # fmt: skip
+_PASSED_ON = (
+    *_MOVES, "Abs", "Cast", "Ceil", "Clip", "Div", "Exp", "Floor", "HardSigmoid", "Identity", "LeakyRelu",
+    "Max", "Min", "Neg", "Pow", "Relu", "Round", "Sigmoid", "Sqrt", "Tanh",
+)  # fmt: skip
+"""What may follow the sum, with constants: scales, limits, another order of axes."""
 _READ_NO_VALUES = ("Shape", "Size")
 _MOST_NODES = 64
-"""Of what leads from the input to the sum: resizing and scaling take fewer."""
+"""Of what leads from the input to the sum, and from there to the output: resizing and scaling take fewer."""
 _MOST_NUMBERS = 4096
 """Of a constant there: means, factors and sizes are fewer than a table of embeddings."""
 
@@ -33,14 +42,14 @@ class AddedPart:
 
     Attributes:
         output: Its name.
-        base: The tensor that is the input.
-        part: The name of what is added, or of the mask.
-        is_mask: Whether it is multiplied.
+        part: The name of what is added first, or of the mask.
+        left_out: The operands without which it is the input: the name of what is made of each, and its place.
+        is_mask: Whether they are multiplied.
     """
 
     output: str
-    base: str
     part: str
+    left_out: tuple[tuple[str, int], ...]
     is_mask: bool = False
 
     def separate(self, output: NDArray[Any], base: NDArray[Any], num_samples: int) -> NDArray[Any]:
@@ -59,22 +68,84 @@ class AddedPart:
 
 def find_added(model: ir.Model) -> tuple[AddedPart, ...]:
     """Returns the outputs that are such sums."""
-    found = (_find_sum(output) for output in model.graph.outputs)
+    found = (_Sum().find(output) for output in model.graph.outputs)
     return tuple(item for item in found if item is not None)
 
 
-def _find_sum(output: ir.Value) -> AddedPart | None:
-    node = output.producer()
-    while node is not None and node.op_type in _PASSED_ON and node.inputs[0] is not None:
-        node = node.inputs[0].producer()
-    if node is None or node.domain or node.op_type not in _SUMS:
-        return None
-    operands = [value for value in node.inputs if value is not None and not value.is_initializer()]
-    bases = [value for value in operands if _is_input(value)]
-    others = [value for value in operands if value not in bases and value.producer() is not None]
-    if len(bases) != 1 or len(others) != 1:
-        return None
-    return AddedPart(str(output.name), str(bases[0].name), str(others[0].name), node.op_type == "Mul")
+class _Sum:
+    """Looks for the sums and products of the input that lead to an output."""
+
+    def __init__(self) -> None:
+        self._known: dict[ir.Value, bool] = {}
+
+    def find(self, output: ir.Value) -> AddedPart | None:
+        """Returns what the output is without, to be the input; None if it is no such sum."""
+        if _is_input(output) or not self._carries(output):
+            return None
+        nodes = [*self._list_nodes(output)]
+        operands = [(node, place) for node in nodes for place in self._list_others(node)]
+        others = [value for node, place in operands if (value := node.inputs[place]) is not None]
+        if not others or any(value.dtype not in FLOAT_TYPES for value in others) or self._is_spread(nodes):
+            return None
+        left_out = tuple((str(node.outputs[0].name), place) for node, place in operands)
+        return AddedPart(
+            str(output.name),
+            str(others[0].name),
+            left_out,
+            all(node.op_type == "Mul" for node, _ in operands),
+        )
+
+    def _carries(self, value: ir.Value | None) -> bool:
+        """Returns whether a value is the input, or a sum or product of it."""
+        if value is None or _is_constant(value):
+            return False
+        if value not in self._known:
+            self._known[value] = False  # where there are too many
+            self._known[value] = len(self._known) <= _MOST_NODES and self._find_whether(value)
+        return self._known[value]
+
+    def _find_whether(self, value: ir.Value) -> bool:
+        node = value.producer()
+        if node is None or node.domain or _is_input(value):
+            return _is_input(value)
+        carrying = [place for place, item in enumerate(node.inputs) if self._carries(item)]
+        if node.op_type in _SUMS:
+            return bool(carrying)
+        if node.op_type == "Mul":
+            return len(carrying) == 1
+        return node.op_type in _PASSED_ON and len(carrying) == 1 and not self._list_others(node)
+
+    def _list_others(self, node: ir.Node) -> list[int]:
+        """Returns the places of the operands of a node that are computed, and not of the input alone."""
+        return [
+            place
+            for place, value in enumerate(node.inputs)
+            if value is not None and not _is_constant(value) and not self._carries(value)
+        ]
+
+    def _list_nodes(self, output: ir.Value) -> Iterator[ir.Node]:
+        """Yields the nodes between the input and the output, the last first."""
+        todo, seen = [output], set[ir.Node]()
+        while todo:
+            value = todo.pop()
+            node = None if _is_input(value) else value.producer()
+            if node is not None and node not in seen:
+                seen.add(node)
+                yield node
+                todo += [item for item in node.inputs if item is not None and self._carries(item)]
+
+    def _is_spread(self, nodes: Sequence[ir.Node]) -> bool:
+        """Returns whether axes are moved that the input alone may not have."""
+        if not any(node.op_type in _MOVES for node in nodes):
+            return False
+        sums = [node for node in nodes if node.op_type in (*_SUMS, "Mul")]
+        pairs = [(item, node.outputs[0]) for node in sums for item in node.inputs if self._carries(item)]
+        return any(item is None or item.shape is None or item.shape != made.shape for item, made in pairs)
+
+
+def _is_constant(value: ir.Value) -> bool:
+    node = value.producer()
+    return value.is_initializer() or (node is not None and node.op_type == "Constant")
 
 
 def _is_input(value: ir.Value) -> bool:
@@ -99,7 +170,7 @@ class AddedParts:
     """Computes what is added or masked: an output without what is the input of it."""
 
     def __init__(self, model: ir.Model, found: Sequence[AddedPart]) -> None:
-        """Opens the session that computes the inputs that are added to.
+        """Opens the session that computes what the outputs are without that.
 
         Args:
             model: It is not changed.
@@ -108,13 +179,9 @@ class AddedParts:
         self._found = {item.output: item for item in found}
         self.keys = frozenset((item.output, item.part) for item in found)
         self._model = model.clone()
-        made = {value.name: value for node in self._model.graph for value in node.outputs}
-        self._made = tuple(dict.fromkeys(item.base for item in found if item.base in made))
-        self._model.graph.outputs[:] = [made[name] for name in self._made]
-        self._session = None
-        if self._made:
-            passes.RemoveUnusedNodesPass()(self._model)
-            self._session = open_session(self._model, optimize=False)
+        _leave_out(self._model, found)
+        passes.RemoveUnusedNodesPass()(self._model)
+        self._session = open_session(self._model, optimize=False)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickles the model: another process opens a session of its own."""
@@ -130,15 +197,27 @@ class AddedParts:
             inputs: What they come of.
             num_samples: How many samples the batch has.
         """
-        bases = dict(inputs)
-        if self._session is not None:
-            feed = fit_floats(self._session.get_inputs(), inputs)
-            bases |= zip(self._made, self._session.run(list(self._made), feed), strict=True)
+        names = [name for name in self._found if name in outputs]
+        feed = fit_floats(self._session.get_inputs(), inputs)
+        bases = zip(names, self._session.run(names, feed), strict=True)
         return {
-            (name, item.part): item.separate(outputs[name], bases[item.base], num_samples)
-            for name, item in self._found.items()
-            if name in outputs and _spreads_to(bases[item.base].shape, outputs[name].shape)
+            (name, self._found[name].part): self._found[name].separate(outputs[name], base, num_samples)
+            for name, base in bases
+            if _spreads_to(base.shape, outputs[name].shape)
         }
+
+
+def _leave_out(model: ir.Model, found: Sequence[AddedPart]) -> None:
+    """Makes a model compute the outputs without what is added, and nothing else."""
+    edit = GraphEditor(model)
+    made = {value.name: value for node in model.graph for value in node.outputs}
+    for name, place in (operand for item in found for operand in item.left_out):
+        node = made[name].producer()
+        other = None if node is None else node.inputs[place]
+        if node is not None and other is not None and other.dtype is not None:
+            number = np.array(float(node.op_type == "Mul"), other.dtype.numpy())
+            node.replace_input_with(place, edit.add_constant(f"{name}_without", ir.tensor(number)))
+    model.graph.outputs[:] = [made[item.output] for item in found]
 
 
 def _spreads_to(shape: tuple[int, ...], wanted: tuple[int, ...]) -> bool:

@@ -21,6 +21,7 @@ from trtq.models.session import fit_floats, open_session, open_session_of
 from trtq.pipeline.graph.open_sizes import find_open_sizes
 from trtq.pipeline.judge.added import AddedParts, find_added
 from trtq.pipeline.judge.drawn import find_drawn
+from trtq.pipeline.judge.filled import Filled, find_filled, see_filled
 from trtq.pipeline.judge.origins import find_origins, name_part
 from trtq.pipeline.judge.parts import is_computed, is_joined, list_parts
 from trtq.pipeline.judge.places import find_places
@@ -57,6 +58,7 @@ class OutputViews:
         places: The axes of an output that are places of a picture; of none whose samples are not first.
         ranked: The outputs whose rows a TopK has ordered.
         added: Computes what is added to the input, where that gives an output.
+        filled: The constants that fill outputs in part.
     """
 
     axes: Mapping[str, int] = field(default_factory=dict)
@@ -67,6 +69,7 @@ class OutputViews:
     places: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     ranked: Collection[str] = ()
     added: AddedParts | None = None
+    filled: Mapping[str, Filled] = field(default_factory=dict)
 
     def see(
         self, outputs: Mapping[str, NDArray[Any]], inputs: Mapping[str, NDArray[Any]], num_samples: int
@@ -87,6 +90,7 @@ class OutputViews:
                 rows = split_by_sample(whole, num_samples)
                 places = self.labels.find(name, rows, axis, inputs, num_samples)
                 found |= {(name, part): rows[(slice(None), *place)] for part, place in places.items()}
+        found |= see_filled(self.filled, outputs)
         return found if self.added is None else found | self.added.find(outputs, inputs, num_samples)
 
     def is_added(self, key: Key) -> bool:
@@ -109,7 +113,8 @@ def create_views(model: ir.Model) -> OutputViews:
     places = {name: found for name, found in find_places(model).items() if name not in axes}
     origins, drawn, ranked = find_origins(model), find_drawn(model), find_ranked(model)
     added = AddedParts(model, sums) if sums else None
-    return OutputViews(axes, labels, sizes, origins, drawn, places, ranked, added)
+    filled = {name: found for name, found in find_filled(model).items() if name not in axes}
+    return OutputViews(axes, labels, sizes, origins, drawn, places, ranked, added, filled)
 
 
 def find_sample_axes(model: ir.Model) -> dict[str, int]:

@@ -11,7 +11,7 @@ import onnx_ir as ir
 
 from trtq.calibrators.ranges import Ranges
 from trtq.errors import ArtifactError, UsageError
-from trtq.files import move_atomically
+from trtq.files import check_output, move_atomically
 from trtq.models.session import save
 from trtq.models.spec import PER_TOKEN, ModelSpec
 from trtq.pipeline.calibrate import load_to_quantize
@@ -75,10 +75,12 @@ def quantize(
 
     Raises:
         ModelError, DataError, UsageError: An argument cannot be used; the ranges are of another model.
-        ArtifactError: The file cannot be written, or the weights of the model lie where its own would go.
+        ArtifactError: The file cannot be written, or the model or its weights lie where it would go.
     """
     watcher = choose_watcher(watcher)
     target = target or Target()
+    sources = () if spec is None else spec.sources
+    check_output(Path(output), *list_model_files(Path(model), Path(output)), *sources)
     _refuse_weights_of(Path(model), Path(output))
     graph, spec = load_to_quantize(Path(model), spec, target, watcher)
     rest = choose_rest(target)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,7 @@ from trtq.pipeline.graph.worth import REARRANGING
 from trtq.pipeline.rewrite.indices import find_index_nodes
 from trtq.pipeline.rewrite.operator_types import find_types
 from trtq.pipeline.rewrite.positions import find_position_nodes
+from trtq.pipeline.rewrite.shares import find_share_nodes
 
 _FLOAT = ir.DataType.FLOAT
 _ENDS = f"FP16 ends at {FP16.largest:g}"
@@ -27,9 +28,11 @@ _FEW_ELEMENTS = 8
 _MAX_ERROR = 0.01
 _FLOAT32_ONLY = ("BitCast", "Celu", "TensorScatter")
 """ONNX has 16 bits for them; ONNX Runtime has no kernel, and the bits that BitCast takes are others."""
-_IN_STEPS = ("LogSoftmax", "ReduceSumSquare")
-"""TensorRT's parser writes these as two layers, with a tensor between that is FP16 too: shares, of which some
-become 0, whose logarithm is infinite, or squares."""
+_IN_STEPS = ("LogSoftmax", "Mean", "Mod", "ReduceSumSquare")
+"""TensorRT's parser writes these as several layers, with tensors between that are FP16 too: shares, of which
+some become 0, whose logarithm is infinite, sums, squares, or quotients that are rounded to a whole number."""
+_IN_WHOLE_STEPS = ("Mod",)
+"""Those of them with whole numbers, of which BF16 has fewer still."""
 _NOT_BF16 = ("GRU", "GlobalLpPool", "HardSwish", "LpNormalization", "LpPool", "Mish")
 """TensorRT's parser fails on these in BF16."""
 _PEEPHOLES = 7
@@ -42,8 +45,6 @@ _GUARDS = ("Add", "Clip", "Max", "Where")
 """What keeps a divisor from zero by a small constant: an epsilon."""
 _DIVISORS = {"Div": 1, "Log": 0, "Reciprocal": 0}
 """Which input of these operators must not be zero."""
-_SHARES = ("Sigmoid", "Softmax")
-"""What makes numbers that FP16 rounds to zero, of which a logarithm is taken."""
 
 
 class Fp32Reasons:
@@ -67,7 +68,7 @@ class Fp32Reasons:
         self._on_indices = find_index_nodes(model.graph, half.largest_exact)
         self._fills = _find_fills(model.graph)
         self._guarded = _find_guarded(model.graph)
-        self._shares = _find_shares(model.graph)
+        self._shares = find_share_nodes(model.graph, half)
 
     def find(self, node: ir.Node) -> str | None:
         """Returns the first reason why a node stays FP32; None if it need not."""
@@ -93,18 +94,22 @@ class Fp32Reasons:
         for value in (*node.inputs, *node.outputs):
             if value is not None and value.name and value.dtype is None:
                 yield f"the type of tensor {value.name!r} is not known"
+            elif value is not None and isinstance(value.type, ir.SequenceType | ir.OptionalType):
+                yield f"{value.name!r} is no tensor"
         if node in self._on_shapes:
             yield "computes with tensor shapes"
         if node in self._on_positions:
-            yield f"computes angles from positions, which {name} rounds"
+            yield f"computes angles or indices from positions, which {name} rounds"
         if node in self._on_indices:
             yield f"computes with indices, and {name} lacks whole numbers above {self._half.largest_exact}"
+        if node.op_type in (_IN_STEPS if self._half is FP16 else _IN_WHOLE_STEPS):
+            yield f"TensorRT computes {node.op_type} in steps, and {name} cannot hold what is between them"
+        if node in self._shares:
+            yield self._shares[node]
         if self._half is FP16:
             yield from self._find_in_values(node)
 
     def _find_in_values(self, node: ir.Node) -> Iterator[str]:
-        if node.op_type in _IN_STEPS:
-            yield f"TensorRT computes {node.op_type} in two steps, and FP16 cannot hold what is between them"
         for value in (*node.inputs, *node.outputs):
             if value is not None and (amax := self._beyond.get(str(value.name))) is not None:
                 small = f"FP16 has no steps below {FP16.smallest_scale:.3g}"
@@ -118,8 +123,6 @@ class Fp32Reasons:
                 yield from _find_in_scale(value)
         if node in self._guarded:
             yield f"tensor {self._guarded[node]!r} is kept from zero by a number that is too small for FP16"
-        if node in self._shares:
-            yield f"tensor {self._shares[node]!r} has a logarithm, and FP16 rounds small shares to zero"
 
     def _read_constant(self, value: ir.Value) -> ir.TensorProtocol | None:
         """Returns a constant, or one element of a tensor that is filled with it."""
@@ -162,27 +165,16 @@ def _find_guarded(graph: ir.Graph) -> dict[ir.Node, str]:
         place = _DIVISORS.get(node.op_type)
         if place is None or (divisor := node.inputs[place]) is None:
             continue
-        maker, chain = _follow_back(divisor, REARRANGING)
+        maker, chain = _follow_back(divisor)
         if maker is not None and maker.op_type in _GUARDS and any(map(_is_epsilon, maker.inputs)):
             guarded.update(dict.fromkeys([node, *chain], str(divisor.name)))
     return guarded
 
 
-def _find_shares(graph: ir.Graph) -> dict[ir.Node, str]:
-    """Returns the nodes from a Softmax or Sigmoid to its logarithm, with the name of what that reads."""
-    found: dict[ir.Node, str] = {}
-    for node in graph:
-        if node.op_type == "Log" and (shares := node.inputs[0]) is not None:
-            maker, chain = _follow_back(shares, REARRANGING | {*_GUARDS})
-            if maker is not None and maker.op_type in _SHARES:
-                found.update(dict.fromkeys([node, *chain, maker], str(shares.name)))
-    return found
-
-
-def _follow_back(value: ir.Value, through: Collection[str]) -> tuple[ir.Node | None, list[ir.Node]]:
-    """Returns what makes a value, and the nodes of these operators that it passes on the way."""
+def _follow_back(value: ir.Value) -> tuple[ir.Node | None, list[ir.Node]]:
+    """Returns what makes a value, and the nodes that rearrange it on the way."""
     chain, maker = list[ir.Node](), value.producer()
-    while maker is not None and maker.op_type in through and maker.inputs[0] is not None:
+    while maker is not None and maker.op_type in REARRANGING and maker.inputs[0] is not None:
         chain.append(maker)
         maker = maker.inputs[0].producer()
     return maker, chain

@@ -1,4 +1,4 @@
-"""The nodes that make angles of positions: in 16 bits, position 4097 is 4096, and its sine another."""
+"""The nodes that make angles or indices of positions: in 16 bits, 4097 is 4096, and its sine another."""
 
 from __future__ import annotations
 
@@ -20,11 +20,12 @@ _PRODUCTS = frozenset({"Einsum", "MatMul"})
 
 
 def find_position_nodes(graph: ir.Graph) -> set[ir.Node]:
-    """Returns each Sin and Cos of positions or times, and all that is computed for it in float.
+    """Returns each Sin and Cos of positions, what casts a float input to indices, and what they need.
 
     So are the embeddings of rotary attention and of the steps of a diffusion: integers are cast to float,
     multiplied by frequencies, by a Mul or a product of matrices, and put in order. A time may be an input of
-    the model in float, too; a product of an input and a matrix is a layer, and ends the search.
+    the model in float, too; a product of an input and a matrix is a layer, and ends the search. Some models
+    take the ids of tokens or rows in float, and cast them to whole numbers.
     """
     pure: dict[ir.Value, _Origins] = {}
     found: set[ir.Node] = set()
@@ -32,7 +33,10 @@ def find_position_nodes(graph: ir.Graph) -> set[ir.Node]:
         if node.domain not in ("", "ai.onnx"):
             continue
         origins = _join_origins(node, pure)
-        if node.op_type in ("Sin", "Cos") and origins is not None and (origins.integers or origins.inputs):
+        is_angle = node.op_type in ("Sin", "Cos")
+        if origins is not None and (
+            (origins.inputs and (is_angle or _is_index(node))) or (origins.integers and is_angle)
+        ):
             _collect(node, pure, found)
         is_layer = node.op_type in _PRODUCTS and origins is not None and origins.inputs
         if node.op_type in ARITHMETIC | _PRODUCTS and origins is not None and not is_layer:
@@ -46,6 +50,11 @@ class _Origins:
 
     integers: bool
     inputs: bool
+
+
+def _is_index(node: ir.Node) -> bool:
+    """Returns whether a node makes whole numbers of floats."""
+    return node.op_type == "Cast" and node.attributes.get_int("to") in (ir.DataType.INT32, ir.DataType.INT64)
 
 
 def _join_origins(node: ir.Node, pure: Mapping[ir.Value, _Origins]) -> _Origins | None:

@@ -37,7 +37,8 @@ def to_fp16(
     5. a constant of it would vanish or lose more than 1 %: a number of it, where it has few (an epsilon), is
        a scale or divides, and else as a whole. What ConstantOfShape fills tensors with counts as constant;
     6. it divides by, or takes the logarithm of, what such an epsilon keeps from zero;
-    7. it is between a Softmax or Sigmoid and its logarithm, or TensorRT computes it in two steps;
+    7. it leads from a Softmax or Sigmoid to a logarithm, or to a division by 1 minus that, or TensorRT
+       computes it in steps;
     8. TensorRT does not take it in 16 bits.
     Casts stand only where the precision changes, one a tensor and direction.
 
@@ -52,7 +53,7 @@ def to_fp16(
 def to_bf16(model: ir.Model, *, keep_fp32: Sequence[str] = ()) -> tuple[ir.Model, tuple[KeptFp32, ...]]:
     """Returns the model computing in BF16, and the nodes that stay FP32, by rules 1 to 3 and 8 of `to_fp16`.
 
-    BF16 has the range of FP32, so no value is too large or too small for it.
+    BF16 has the range of FP32, so no value is too large or too small for it. Rule 7 holds for 1 minus shares.
 
     Args:
         model: A graph with types. It is not changed.

@@ -134,7 +134,7 @@ class Ray:
                 yield _take(ray, waiting[0])
                 waiting.popleft()
         finally:
-            _cancel(ray, waiting)
+            cancel_tasks(ray, waiting, force=True)
 
     def list_nodes(self) -> tuple[Node, ...]:
         """Returns the machines that are alive now.
@@ -264,15 +264,22 @@ def _knock(address: str) -> None:
         socket.create_connection((host.strip("[]"), int(port)), _PATIENCE_SECONDS).close()
 
 
-def _cancel(ray: Any, references: Collection[Any]) -> None:
-    """Ends tasks whose results nobody wants, except for those that are about to finish.
+def cancel_tasks(ray: Any, references: Collection[Any], *, force: bool) -> list[Any]:
+    """Cancels tasks whose results nobody wants, but for those about to finish, and returns which.
 
     Ray aborts this process if a task finishes just when it is cancelled (ray-project/ray#54798).
+
+    Args:
+        ray: The module.
+        references: The tasks.
+        force: Whether their workers are killed: a task in a library hears of nothing else.
     """
-    if references:
-        _, running = ray.wait([*references], num_returns=len(references), timeout=_FINISHING_SECONDS)
-        for reference in running:
-            ray.cancel(reference, force=True)  # a task in a library hears of nothing else
+    if not references:
+        return []
+    _, running = ray.wait([*references], num_returns=len(references), timeout=_FINISHING_SECONDS)
+    for reference in running:
+        ray.cancel(reference, force=force)
+    return list(running)
 
 
 def _take(ray: Any, reference: Any) -> Any:

@@ -351,3 +351,21 @@ def test_a_nameless_last_output_needs_no_shape(tmp_path: Path) -> None:
     read, _ = read_runnable(tmp_path / "m.onnx")
     infer_shapes(read)
     assert read.graph.outputs[0].shape == (1, 2)
+
+
+@pytest.mark.parametrize(
+    ("node", "told"),
+    [
+        ("RandomNormalLike <scale = 0.0> (x)", "'scale' is 0, and random numbers need one above 0"),
+        ("RandomNormal <shape = [2, 4], scale = -1.0> ()", "'scale' is -1, and random numbers need"),
+        ("RandomUniformLike <low = 2.0> (x)", "'low' leaves no random numbers from 2 to 1"),
+        ("RandomUniform <shape = [2, 4], high = -1.0> ()", "'high' leaves no random numbers from 0 to -1"),
+    ],
+)
+def test_random_numbers_over_which_onnx_runtime_aborts_are_refused(
+    tmp_path: Path, node: str, told: str
+) -> None:
+    text = f'<ir_version: 8, opset_import: ["": 17]> g (float[2,4] x) => (float[2,4] y) {{ y = {node} }}'
+    onnx.save(onnx.parser.parse_model(text), tmp_path / "m.onnx")
+    with pytest.raises(ModelError, match=f"its attribute {told}"):
+        read_runnable(tmp_path / "m.onnx")

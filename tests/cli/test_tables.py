@@ -16,6 +16,7 @@ from trtq.cli.tables import (
     print_logits,
     print_report,
 )
+from trtq.cli.terminal import EscapingConsole
 from trtq.kept import Fallback
 from trtq.pipeline.deliver.report import SCHEMA_VERSION, AutoReport, EngineReport, Report, WeightsReport
 from trtq.records import LogitsComparison, OutputComparison, Repairs, Trial
@@ -169,11 +170,27 @@ def test_a_narrow_terminal_leaves_numbers_out_and_no_names() -> None:
     rows.add_row("encoder.layers.0.attention", "MatMul", "38.5", "0.12345", "0.98765")
     rows.caption = "and 3 more"
     for width, told in (
-        (60, ["layer type dB amax mean", "encoder.layers.0.atten MatMul 38.5 0.12345 0.98765"]),
-        (52, ["layer type dB amax", "encoder.layers.0.attenti MatMul 38.5 0.12345"]),
-        (41, ["layer type dB", "encoder.layers.0.attent MatMul 38.5"]),
+        (70, ["layer type dB amax mean", "encoder.layers.0.attention MatMul 38.5 0.12345 0.98765"]),
+        (54, ["layer type dB amax", "encoder.layers.0.attention MatMul 38.5 0.12345"]),
+        (41, ["layer type dB", "encoder.layers.0. MatMul 38.5", "attention"]),
     ):
         console = Console(file=io.StringIO(), width=width)
         console.print(rows)
-        assert lines_of(console)[:2] == told
+        assert lines_of(console)[: len(told)] == told
     assert " ".join(lines_of(console)).endswith("and 3 more; a wider terminal also shows mean, amax")
+
+
+def test_a_long_name_is_folded_behind_its_parts() -> None:
+    rows = create_table("node", "why")
+    rows.add_row("/model/layers.0/self_attn/q_proj/MatMul", "it is odd")
+    rows.add_row("a" * 40 + "/b", "so is this, and more so than the others are")
+    rows.add_row("\x1b[2J", "")
+    console = EscapingConsole(file=io.StringIO(), width=60, markup=False)
+    console.print(rows)
+    assert lines_of(console)[1:] == [
+        "/model/layers.0/self_attn/ it is odd",
+        "q_proj/MatMul",
+        "aaaaaaaaaaaaaaaaaaaaaaaaaaaa so is this, and more so",
+        "aaaaaaaaaaaa/b than the others are",
+        "\\x1b[2J",
+    ]

@@ -40,3 +40,25 @@ def test_each_model_is_fed_what_it_takes(
     assert judge_pair(found, spec.accuracy).outcome == "pass"
     (output,) = found.outputs
     assert (output.sqnr_db == np.inf) == (dtype == "float")
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours", "num_samples"),
+    [
+        (("N", "float"), ("4", "float16"), 32),
+        (("N", "float16"), ("7", "float"), 28),
+        (("4", "float"), ("N", "float16"), 32),
+        (("4", "float16"), ("4", "float"), 32),
+    ],
+)
+def test_models_may_differ_in_width_and_batch(
+    path_of: Callable[..., Path],
+    spec: trtq.ModelSpec,
+    theirs: tuple[str, str],
+    ours: tuple[str, str],
+    num_samples: int,
+) -> None:
+    files = [_write(path_of, *item, name) for item, name in ((theirs, "reference"), (ours, "candidate"))]
+    found = trtq.compare(*files, spec=spec)
+    assert found.num_samples == num_samples
+    assert judge_pair(found, spec.accuracy).outcome == "pass"

@@ -212,3 +212,14 @@ def test_an_unknown_family_and_a_missing_folder_are_told(here: Path) -> None:
 def test_a_task_that_there_is_not_is_refused() -> None:
     with pytest.raises(UsageError, match=r"^there is no task 'chat'; use text-generation$"):
         ExportOptions(task="chat")
+
+
+def test_no_checkpoint_and_no_data_is_written_over(tmp_path: Path) -> None:
+    files = [tmp_path / name for name in ("net.pt2", "best.pt", "x.npz")]
+    for path in files:
+        path.write_bytes(b"anything")
+    options = ExportOptions(weights=files[1], data=files[2])
+    for path in files:
+        with pytest.raises(ArtifactError, match="is read by this command; choose another file"):
+            export(str(files[0]), path, options=options)
+    assert [path.read_bytes() for path in files] == [b"anything"] * 3

@@ -266,6 +266,22 @@ def test_an_interruption_ends_the_tasks_gently_and_then_by_force(
     assert ray.cancelled == [False, True]
 
 
+def test_what_is_about_to_finish_is_not_cancelled(join: Callable[..., StandIn], shared: Path) -> None:
+    ray = join({})
+    ended = list[int]()
+
+    def interrupt(number: int, _: object) -> None:
+        ended.append(number)
+        raise KeyboardInterrupt
+
+    jobs = [_job(name) for name in "abc"]
+    with pytest.raises(KeyboardInterrupt):
+        run_on_farm(jobs, Farm(Ray(), shared), lambda *_: None, interrupt, print)
+    assert len(ray.tasks) == 3
+    assert ended == [0]
+    assert ray.cancelled == [False]  # of the two others one finishes, and then the other
+
+
 def test_a_machine_that_does_not_see_the_folder_or_has_other_versions_does_not_begin(
     join: Callable[..., StandIn], shared: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

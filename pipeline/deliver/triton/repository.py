@@ -14,7 +14,7 @@ import re
 import secrets
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -83,14 +83,27 @@ def install(repository: Path, entries: tuple[RepositoryEntry, ...]) -> tuple[Ins
     repository = repository.resolve()  # what a link stands for: the workplace must lie beside that
     _refuse_foreign(repository)
     try:
-        repository.mkdir(parents=True, exist_ok=True)
-        with lock_file(repository), _workplace(repository) as stage:
+        with _make_folder(repository), lock_file(repository), _workplace(repository) as stage:
             ready = [_prepare(repository / entry.config.name, entry, stage) for entry in entries]
             return tuple(_switch(item) for item in ready)
     except OSError as error:
         raise ArtifactError(
             f"cannot write to {repository}: {error.strerror or error}; nothing of it is visible to a server"
         ) from error
+
+
+@contextmanager
+def _make_folder(folder: Path) -> Iterator[None]:
+    """Makes a folder, and removes it again where what follows fails and leaves nothing in it."""
+    made = [item for item in (folder, *folder.parents) if not item.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield
+    except BaseException:
+        with suppress(OSError):
+            for item in made:
+                item.rmdir()
+        raise
 
 
 def list_versions(model: Path) -> list[int]:

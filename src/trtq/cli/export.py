@@ -10,7 +10,6 @@ import click
 from trtq.cli import options
 from trtq.cli.console import ConsoleWatcher, open_console, print_json
 from trtq.cli.help import GroupedCommand
-from trtq.files import check_output
 from trtq.models.families import FAMILIES
 from trtq.models.inputs import parse_input, parse_sizes
 from trtq.models.target import TASKS
@@ -73,7 +72,6 @@ def command(target: str, output: Path, **given: Any) -> None:
       trtq export hf:FOLDER --task text-generation -o decoder.onnx
       trtq export mypackage.nets:detector --weights best.pt --input x:Nx3x640x640 -o detector.onnx
     """
-    check_output(output, Path(target), given["weights"], given["data"])
     chosen = ExportOptions(
         inputs=tuple(parse_input(text) for text in given["inputs"]),
         sizes=parse_sizes(given["sizes"]),

@@ -56,6 +56,20 @@ def test_what_no_constant_takes_stays(model_of: Callable[..., ir.Model]) -> None
     assert _find_gemm(model).attributes["alpha"].as_float() == 2
 
 
+@pytest.mark.parametrize("turned", [0, 1])
+def test_what_a_gemm_of_two_activations_reads_takes_alpha(path_of: Callable[..., Path], turned: int) -> None:
+    text = f"""g (float[8,8] x, float[8,8] v) => (float[8,8] y) {{
+        [fc] y = Gemm <alpha = 0.01, beta = 3.0, transA = {turned}> (x, v, v) }}"""
+    path = path_of(text)
+    graph = load(path, min_opset=19)
+    assert "multiplied what 1 Gemm node of two activations read by alpha" in graph.notes
+    assert _find_gemm(graph.model).attributes.get_float("alpha", 1.0) == 1
+    feed = {"x": 3000 * _random(8, 8), "v": _random(8, 8)}
+    (ours,) = run(open_session(graph.model, optimize=False), ["y"], feed)
+    (theirs,) = run(open_session(path, optimize=False), ["y"], feed)
+    np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
 def test_a_product_overflows_no_more_before_alpha(path_of: Callable[..., Path], tmp_path: Path) -> None:
     """TensorRT computes the product first: it overflows FP16 where a hundredth of it does not."""
     weight = 300 * np.sign(_random(8, 8))

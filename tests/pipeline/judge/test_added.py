@@ -5,10 +5,12 @@ from __future__ import annotations
 import pickle
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 import pytest
+from numpy.typing import NDArray
 
 import trtq
 from trtq.pipeline.judge.added import AddedParts, find_added
@@ -23,14 +25,21 @@ _WEIGHTS = {
 
 
 @pytest.mark.parametrize(
-    ("body", "base"),
+    ("body", "part"),
     [
-        ("n = Conv (x, w) y = Add (x, n)", "x"),
-        ("n = Conv (x, w) s = Sub (x, n) y = Clip (s)", "x"),
+        ("n = Conv (x, w) y = Add (x, n)", "n"),
+        ("n = Conv (x, w) s = Sub (x, n) y = Clip (s)", "n"),
         (
             "h = Mul (x, two) b = Resize (h, , twice) c = Resize (x, , twice) n = Conv (c, w) y = Add (n, b)",
-            "b",
+            "n",
         ),
+        ("n = Conv (x, w) y = Sum (n, x)", "n"),
+        ("n = Conv (x, w) s = Add (x, n) o = Conv (s, w) t = Add (s, o) y = Relu (t)", "o"),
+        ("n = Conv (x, w) s = Add (x, n) t = Mul (two, s) u = Add (t, two) y = Tanh (u)", "n"),
+        ("n = Conv (x, w) s = Add (x, n) t = Transpose <perm = [0, 2, 3, 1]> (s) y = Round (t)", "n"),
+        ("m = ReduceMax (x) n = Conv (x, w) s = Add (m, n) y = Transpose (s)", ""),
+        ("n = Conv (x, w) s = Add (x, n) t = Conv (s, w) y = Relu (t)", ""),
+        ("n = Conv (x, w) s = Add (x, n) t = Add (x, s) y = Mul (s, t)", ""),
         ("a = Conv (x, w) n = Conv (a, w) y = Add (a, n)", ""),
         ("n = Conv (x, w) y = Add (two, n)", ""),
         ("s = Shape (x) r = ConstantOfShape (s) n = Conv (x, w) y = Add (r, n)", ""),
@@ -39,10 +48,35 @@ _WEIGHTS = {
     ],
 )
 def test_sums_of_the_input_and_of_layers_are_found(
-    body: str, base: str, model_of: Callable[..., ir.Model]
+    body: str, part: str, model_of: Callable[..., ir.Model]
 ) -> None:
     model = model_of(f"g (float[1,2,4,4] x) => (float y) {{ {body} }}", **_WEIGHTS)
-    assert [(item.output, item.base) for item in find_added(model)] == ([("y", base)] if base else [])
+    assert [(item.output, item.part) for item in find_added(model)] == ([("y", part)] if part else [])
+
+
+_LAYER = "n = Conv (x, w)"
+
+
+@pytest.mark.parametrize(
+    ("body", "part", "without"),
+    [
+        (f"{_LAYER} y = Sub (n, x)", "n", lambda x: -x),
+        (f"{_LAYER} y = Mean (n, x)", "n", lambda x: x / 2),
+        (f"{_LAYER} o = Conv (n, w) s = Sum (o, x, n) y = Mul (s, two)", "o", lambda x: 2 * x),
+        (f"{_LAYER} s = Add (x, n) y = Tanh (s)", "n", np.tanh),
+        (f"{_LAYER} s = Mul (x, n) o = Conv (n, w) y = Add (s, o)", "o", lambda x: x),
+        (f"{_LAYER} s = Add (n, x) y = Transpose <perm = [3, 2, 1, 0]> (s)", "n", np.transpose),
+    ],
+)  # fmt: skip
+def test_what_follows_the_sum_holds_for_the_input_too(
+    body: str, part: str, without: Callable[..., NDArray[Any]], model_of: Callable[..., ir.Model]
+) -> None:
+    model = model_of(f"g (float[1,2,4,4] x) => (float y) {{ {body} }}", **_WEIGHTS)
+    parts = pickle.loads(pickle.dumps(AddedParts(model, find_added(model))))
+    x = np.random.default_rng(0).standard_normal((1, 2, 4, 4)).astype(np.float32)
+    found = parts.find({"y": without(x) + 0.25}, {"x": x}, 1)
+    assert list(found) == [("y", part)]
+    np.testing.assert_allclose(found["y", part], 0.25, atol=1e-6)
 
 
 def test_what_is_added_is_the_output_without_the_input(model_of: Callable[..., ir.Model]) -> None:

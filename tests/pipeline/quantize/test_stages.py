@@ -282,3 +282,15 @@ def test_nvfp4_is_calibrated_quantized_and_compared_stage_by_stage(tmp_path: Pat
     with pytest.raises(ModelError, match=r"no layer that can be NVFP4 \(MatMul: .* multiples of 16 inputs"):
         quantize(tmp_path / "40.onnx", other, tmp_path / "none.onnx", spec=spec, target=target)
     assert not (tmp_path / "none.onnx").exists()
+
+
+def test_no_model_and_no_data_is_written_over(demo: Path, ranges: Ranges, tmp_path: Path) -> None:
+    for name in ("model.onnx", "calibration.npz"):
+        (tmp_path / name).write_bytes((demo.parent / name).read_bytes())
+    (tmp_path / "link.onnx").symlink_to(tmp_path / "model.onnx")
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    spec = ModelSpec(calibration=CalibrationSpec(data=str(tmp_path / "calibration.npz")))
+    for path in before:
+        with pytest.raises(ArtifactError, match="is read by this command; choose another file"):
+            quantize(tmp_path / "model.onnx", ranges, path, spec=spec)
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before

@@ -36,7 +36,9 @@ def test_angles_of_positions_stay_fp32(
     frequencies = np.array([[[1.0], [0.1], [0.01], [1e-3]]], np.float32)
     model = model_of(ROTARY.replace("{}", product), w=frequencies, one=np.array([1]))
     result, kept = convert(model)
-    reason = f"computes angles from positions, which {'FP16' if convert is to_fp16 else 'BF16'} rounds"
+    reason = (
+        f"computes angles or indices from positions, which {'FP16' if convert is to_fp16 else 'BF16'} rounds"
+    )
     reasons = dict.fromkeys(("cast", "unsqueeze", "angles"), reason)
     for node in ("cos", "sin"):
         reasons[node] = reason if convert is to_fp16 else f"{node.title()} has no BF16 version"
@@ -55,6 +57,14 @@ def test_angles_of_positions_stay_fp32(
         pytest.param("[a] p = Sigmoid(t) [b] y = Sin(p)", set(), id="an activation"),
         pytest.param(
             "[a] p = Shape(t) [c] f = Cast<to = 1>(p) [d] g = ReduceMax(f) [b] y = Sin(g)", set(), id="else"
+        ),
+        pytest.param(
+            "[a] p = Add(t, w) [c] i = Cast<to = 7>(p) [d] y = Gather(v, i)", {"a", "c"}, id="an index"
+        ),
+        pytest.param(
+            "[a] p = MatMul(t, v) [c] i = Cast<to = 7>(p) [d] y = Gather(v, i)",
+            set(),
+            id="an index of a layer",
         ),
         pytest.param("[b] s = Sin(w) [a] y = Mul(t, s)", set(), id="a constant"),
         pytest.param("[c] e = Gather(v, ids) [a] p = MatMul(e, v) [b] y = Sin(p)", set(), id="an embedding"),

@@ -139,7 +139,7 @@ def test_casts_to_float_become_casts_to_fp16(model_of: Callable[..., ir.Model], 
         }"""
     )
     result, reasons = cast(model)
-    assert reasons == {}
+    assert list(reasons) == ["to_int"]  # an index, perhaps
     assert _node(result, "to_float").attributes["to"].as_int() == F16
     assert _node(result, "to_int").attributes["to"].as_int() == ir.DataType.INT64
     assert types_of(result) == {"to_int": ir.DataType.INT64} | dict.fromkeys(

@@ -19,7 +19,7 @@ from trtq.pipeline.judge.halves import emulate_halves
 from trtq.pipeline.rewrite.precision import to_bf16, to_fp16
 
 _LSTM = "t = Unsqueeze(x, one) [lstm] s, h, c = LSTM <hidden_size = 3> (t, w, r, b, , , , p)"
-_STEPS = "TensorRT computes {} in two steps, and FP16 cannot hold what is between them"
+_STEPS = "TensorRT computes {} in steps, and {} cannot hold what is between them"
 
 
 @pytest.mark.parametrize(
@@ -27,14 +27,18 @@ _STEPS = "TensorRT computes {} in two steps, and FP16 cannot hold what is betwee
     [
         ("[steps] y = LogSoftmax(x)", "LogSoftmax"),
         ("[steps] y = ReduceSumSquare(x, one)", "ReduceSumSquare"),
+        ("[steps] y = Mean(x, x)", "Mean"),
+        ("[steps] y = Mod <fmod = 1> (x, x)", "Mod"),
     ],
 )
 def test_what_tensorrt_computes_in_steps_stays_fp32(
     model_of: Callable[..., ir.Model], text: str, op_type: str
 ) -> None:
-    model = model_of(f"g (float[N,3] x) => (float[N,3] y) {{ {text} }}", opset=18, one=np.array([1]))
-    assert cast(model)[1] == {"steps": _STEPS.format(op_type)}
-    assert to_bf16(model)[1] == ()
+    used = {"one": np.array([1])} if "one" in text else {}
+    model = model_of(f"g (float[N,3] x) => (float[N,3] y) {{ {text} }}", opset=18, **used)
+    assert cast(model)[1] == {"steps": _STEPS.format(op_type, "FP16")}
+    in_bf16 = [_STEPS.format(op_type, "BF16")] if op_type == "Mod" else []
+    assert [item.reason for item in to_bf16(model)[1]] == in_bf16
 
 
 def test_a_logarithm_of_shares_is_finite(

@@ -44,6 +44,13 @@ def entry_of(tmp_path: Path) -> Callable[..., RepositoryEntry]:
     return make
 
 
+def entry_file(entry: RepositoryEntry) -> Path:
+    """Returns where the engine of an entry is."""
+    source = entry.files["model.plan"]
+    assert isinstance(source, PackageSource)
+    return source.path
+
+
 def seen_by_a_server(repository: Path, workplaces: Collection[Path] = ()) -> dict[str, dict[int, bytes]]:
     """Returns the versions by model, as Triton lists them: every folder counts, hidden ones too."""
     found: dict[str, dict[int, bytes]] = {}
@@ -71,6 +78,18 @@ def test_a_new_model_appears_with_all_that_it_needs(
     ]  # fmt: skip
     assert (model / "config.pbtxt").read_text() == CONFIG.text()
     assert [path.name for path in (tmp_path / "deep").iterdir()] == ["models"]
+
+
+def test_a_failure_leaves_no_folder_that_was_not_there(
+    tmp_path: Path, entry_of: Callable[..., RepositoryEntry]
+) -> None:
+    entry = entry_of(b"one")
+    changed = replace(entry, files={"model.plan": PackageSource(entry_file(entry), "0" * 64)})
+    (tmp_path / "there").mkdir()
+    for repository in (tmp_path / "deep" / "models", tmp_path / "there"):
+        with pytest.raises(ArtifactError, match="is not the file that was built"):
+            install(repository, (changed,))
+    assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == ["there"]
 
 
 def test_a_version_is_added_and_replaces_none(
