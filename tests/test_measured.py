@@ -175,6 +175,13 @@ def test_what_is_said_of_mixtures_is_that_of_the_results() -> None:
     assert said.format(100 * lost["layer-errors"], 100 * lost["layer-errors-pad"]) in text
 
 
+def test_what_is_said_of_the_search_is_that_of_the_results() -> None:
+    text = " ".join((ROOT / "docs" / "design" / "judging.md").read_text("utf-8").split())
+    found = json.loads((ROOT / "benchmarks" / "results" / "search-gap-2026-11-30.json").read_bytes())
+    most = max(row["gap"] for row in found["rows"])
+    assert f"comes within {100 * most:.0f} % of the saving" in text
+
+
 def test_what_is_said_of_fp8_is_that_of_the_results() -> None:
     folder = ROOT / "benchmarks" / "results"
     files = ["accuracy-fp8-larger-2026-11-28.json", "accuracy-fp8-2026-11-29.json"]
