@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import statistics
 from pathlib import Path
@@ -213,14 +214,19 @@ def test_what_is_said_of_chance_in_fp8_is_that_of_the_results() -> None:
 
 def test_what_is_said_of_the_rest_beside_8_bits_is_that_of_the_results() -> None:
     text = " ".join((ROOT / "docs" / "design" / "judging.md").read_text("utf-8").split())
-    found = json.loads((ROOT / "benchmarks" / "results" / "rests-2026-11-30.json").read_bytes())["mixtures"]
-    alone, *others = found
-    full, half = ([item for item in others if item["rest"] == rest] for rest in ("fp32", "fp16"))
+    folder = ROOT / "benchmarks" / "results"
+    files = ("rests-2026-11-30.json", "rests-built-2026-11-30.json")
+    (alone, *others), (_, *built) = (json.loads((folder / name).read_bytes())["mixtures"] for name in files)
+    mixtures = [*others, *built]
+    full, half = ([item for item in mixtures if item["rest"] == rest] for rest in ("fp32", "fp16"))
     more = [b["points_lost"]["all"] - a["points_lost"]["all"] for a, b in zip(full, half, strict=True)]
-    said = f"lose {statistics.mean(more):.2f} points more in the mean, from {-min(more):.2f} less to"
-    assert f"{said} {max(more):.2f} more" in text
-    least = min(item["error"] for item in others)
+    error = statistics.stdev(more) / math.sqrt(len(more))
+    said = f"lose {statistics.mean(more):.2f} points more in the mean (standard error {error:.2f}), from"
+    assert f"{said} {-min(more):.2f} less to {max(more):.2f} more" in text
+    least = min(item["error"] for item in mixtures)
     assert f"alone its error is {alone['error']:.1e}, those of the mixtures {least:.1e} and more" in text
+    said = "that choice loses {:.1f} points, and {:.1f} with FP16"
+    assert said.format(*(item["points_lost"]["all"] for item in built)) in text
     (lost,) = (item["points_lost"] for item in full if round(item["macs"], 1) == 0.8)
     halves = sorted((lost["even"], lost["odd"]))
     said = "the halves of 256 images lose {:.1f} and {:.1f} points, and all {:.1f}"
