@@ -2,7 +2,7 @@
 
     .venv/bin/python benchmarks/accuracy.py --output benchmarks/results/accuracy-2026-11-21.json
     .venv/bin/python benchmarks/accuracy.py --format fp8 \
-        --output benchmarks/results/accuracy-fp8-2026-11-29.json
+        --output benchmarks/results/accuracy-fp8-2026-11-30.json
 
 Every tool calibrates with the same 128 samples and writes a Q/DQ model whose rest is FP32; evaluate.py
 compares it with the float model on 64 samples of other photos, sentences or files. TensorRT-RTX then builds

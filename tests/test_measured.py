@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import statistics
 from pathlib import Path
@@ -62,7 +63,7 @@ def test_the_accuracy_is_that_of_the_results() -> None:
                 f"{own['layers_int8']} of {own['layers_marked']}",
             ]
         )
-    table = rows(MEASURED[MEASURED.index("| SQNR") :])[1:]
+    table = rows(MEASURED[MEASURED.index("| SQNR") : MEASURED.index("## FP8")])[1:]
     assert len(table) == len(wanted)
     for (model, own_db, best, layers), row in zip(table, wanted, strict=True):
         number, tool = best.rstrip(")").split(" (")
@@ -175,22 +176,61 @@ def test_what_is_said_of_mixtures_is_that_of_the_results() -> None:
     assert said.format(100 * lost["layer-errors"], 100 * lost["layer-errors-pad"]) in text
 
 
-def test_what_is_said_of_fp8_is_that_of_the_results() -> None:
+def test_what_is_said_of_the_search_is_that_of_the_results() -> None:
+    text = " ".join((ROOT / "docs" / "design" / "judging.md").read_text("utf-8").split())
+    found = json.loads((ROOT / "benchmarks" / "results" / "search-gap-2026-11-30.json").read_bytes())
+    most = max(row["gap"] for row in found["rows"])
+    assert f"comes within {100 * most:.0f} % of the saving" in text
+
+
+def test_the_table_of_fp8_is_that_of_the_results() -> None:
     folder = ROOT / "benchmarks" / "results"
-    files = ["accuracy-fp8-larger-2026-11-28.json", "accuracy-fp8-2026-11-29.json"]
-    files += sorted(path.name for path in folder.glob("accuracy-fp8-rounded*-2026-11-29.json"))
-    files += ["accuracy-fp8-biases-2026-11-29.json"]  # the latest
-    models = {
-        name: item
-        for file in files
-        for name, item in json.loads((folder / file).read_bytes())["models"].items()
-    }
-    tools = [model["tools"] for model in models.values()]
-    ahead = [item["trtq-fp8"]["sqnr_db"] - item["modelopt-fp8"]["sqnr_db"] for item in tools]
+    section = MEASURED.partition("## FP8")[2].partition("\n## ")[0]
+    ahead = []
+    for model, *cells in rows(section)[1:]:
+        name, _, file = model.rstrip("`)").partition(" (`")
+        found = json.loads((folder / (file or "accuracy-fp8-2026-11-30.json")).read_bytes())["models"][name]
+        sqnr = [found["tools"][tool]["sqnr_db"] for tool in ("trtq-fp8", "modelopt-fp8")]
+        assert cells == [f"{item:.1f}" for item in sqnr]
+        ahead.append(sqnr[0] - sqnr[1])
     text = " ".join((ROOT / "docs" / "placement.md").read_text("utf-8").split())
     assert f"On {len(ahead)} models its worst output is {statistics.median(ahead):.1f} dB nearer" in text
     assert f"from {-min(ahead):.1f} dB behind to {max(ahead):.1f} dB ahead" in text
     assert f"behind on {sum(item < 0 for item in ahead)} (" in text
+
+
+def test_what_is_said_of_chance_in_fp8_is_that_of_the_results() -> None:
+    found = json.loads((ROOT / "benchmarks" / "results" / "phases-2026-11-30.json").read_bytes())["samples"]
+    text = " ".join(MEASURED.partition("## FP8")[2].partition("\n## ")[0].split())
+    for key, words in (("output_db", "trtq's output has {}"), ("logits_db", "The logits before it have {}")):
+        seen = [item[key] for item in found["64"]["phases"]]
+        assert words.format(f"{min(seen):.1f} to {max(seen):.1f} dB") in text
+    for tools in found.values():
+        nearer = tools["trtq-fp8"]["logits_db"] - tools["modelopt-fp8"]["logits_db"]
+        assert f"are {nearer:.1f} dB nearer than modelopt's" in text
+    more = [found["381"][tool]["output_db"] for tool in ("trtq-fp8", "modelopt-fp8")]
+    assert "have {:.1f} and {:.1f} dB".format(*more) in text
+
+
+def test_what_is_said_of_the_rest_beside_8_bits_is_that_of_the_results() -> None:
+    text = " ".join((ROOT / "docs" / "design" / "judging.md").read_text("utf-8").split())
+    folder = ROOT / "benchmarks" / "results"
+    files = ("rests-2026-11-30.json", "rests-built-2026-11-30.json")
+    (alone, *others), (_, *built) = (json.loads((folder / name).read_bytes())["mixtures"] for name in files)
+    mixtures = [*others, *built]
+    full, half = ([item for item in mixtures if item["rest"] == rest] for rest in ("fp32", "fp16"))
+    more = [b["points_lost"]["all"] - a["points_lost"]["all"] for a, b in zip(full, half, strict=True)]
+    error = statistics.stdev(more) / math.sqrt(len(more))
+    said = f"lose {statistics.mean(more):.2f} points more in the mean (standard error {error:.2f}), from"
+    assert f"{said} {-min(more):.2f} less to {max(more):.2f} more" in text
+    least = min(item["error"] for item in mixtures)
+    assert f"alone its error is {alone['error']:.1e}, those of the mixtures {least:.1e} and more" in text
+    said = "that choice loses {:.1f} points, and {:.1f} with FP16"
+    assert said.format(*(item["points_lost"]["all"] for item in built)) in text
+    (lost,) = (item["points_lost"] for item in full if round(item["macs"], 1) == 0.8)
+    halves = sorted((lost["even"], lost["odd"]))
+    said = "the halves of 256 images lose {:.1f} and {:.1f} points, and all {:.1f}"
+    assert said.format(*halves, lost["all"]) in text
 
 
 def test_the_tables_of_large_graphs_and_weights_are_those_of_the_results() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from trtq.calibrators.batches import Batches
@@ -14,6 +14,7 @@ from trtq.models.spec import AccuracySpec
 from trtq.pipeline.judge.costs import FLOAT, Costs
 from trtq.pipeline.judge.score import Labels
 from trtq.pipeline.judge.sensitivity import Effect, count_at_a_time, measure, measure_groups, split_in_groups
+from trtq.pipeline.judge.shortest import ShortestSearch
 from trtq.pipeline.judge.switchable import Switchable
 from trtq.workers import Workers
 
@@ -24,7 +25,6 @@ _OVERHEADS = (0.0, 0.002)
 """What a raised layer costs besides its own cost, as shares of that of the whole model in FP16: conversions
 before and behind it."""
 _SENSITIVITY_PASSES = 8
-_NUM_GUESSES = 2
 _MOST_PASSES = 15
 _FEWEST_ROUNDS = 5
 """Of measuring in the search; further ones, and taking steps back, are for what the passes allow."""
@@ -162,8 +162,9 @@ def choose_layers(
     2. Every layer starts in its cheapest format. The steps to more exact ones are ordered by the error that
        each saves for what it costs, in two ways: by the cost alone, and with an overhead for each step. Here
        the parts that an output is joined of count alike.
-    3. The shortest beginning of each order that holds the gate is found by measuring: first where the model
-       of 1, scaled to what was measured, puts it, then by bisection. The cheaper one is taken.
+    3. The shortest beginning of each order that holds the gate is found by measuring: where the model of 1
+       puts it, scaled by a power to what was measured, and in some rounds by bisection. The cheaper one is
+       taken.
     4. The dearest of its steps that the gate holds without is taken back.
 
     Args:
@@ -181,22 +182,22 @@ def choose_layers(
     for pair, effect in alone.items():
         errors[pair.layer][pair.form] = _sum_part_errors(effect, gate)
     start = {layer: min(own, key=lambda form: own[form]) for layer, own in costs.items()}
-    orders = (_order(start, errors, costs, overhead) for overhead in _OVERHEADS)
+    orders = [_order(start, errors, costs, overhead) for overhead in _OVERHEADS]
+    choices = {str(index): LayerChoice(start, order, 0, alone) for index, order in enumerate(orders)}
     searches = {
-        str(index): _PrefixSearch(LayerChoice(start, order, 0, alone), _predict(start, order, errors))
-        for index, order in enumerate(orders)
+        key: ShortestSearch(_predict(start, item.order, errors), _MARGIN) for key, item in choices.items()
     }
     most_samples = _MOST_PASSES * 2 * size.num_samples
     for number in itertools.count():
         tried = {key: item.propose() for key, item in searches.items() if not item.is_done}
         if not tried or (number >= _FEWEST_ROUNDS and meter.samples_run > most_samples):
             break
-        mixtures = {key: searches[key].choice.forms(count) for key, count in tried.items()}
+        mixtures = {key: choices[key].forms(count) for key, count in tried.items()}
         effects, score = meter.measure_forms(mixtures, batches)
         for key, count in tried.items():
             strain = _measure_strain(effects[key], score, gate)
             searches[key].learn(count, strain, holds=_holds(effects[key], score, gate))
-    found = [LayerChoice(start, item.choice.order, item.enough, alone) for item in searches.values()]
+    found = [replace(item, count=searches[key].enough) for key, item in choices.items()]
     cheapest = min(found, key=lambda item: _sum_costs(item, costs))
     if meter.samples_run <= most_samples:
         return _take_one_back(meter, cheapest, costs, gate, batches)
@@ -346,46 +347,3 @@ def _without(choice: LayerChoice, step: Step) -> LayerChoice:
     taken = tuple(item for item in choice.order[: choice.count] if item != step)
     order = (*taken, step, *choice.order[choice.count :])
     return LayerChoice(choice.start, order, choice.count - 1, choice.alone)
-
-
-@dataclass(slots=True)
-class _PrefixSearch:
-    """The search for the shortest beginning of an order that holds the gate; all of it does.
-
-    `predicted` is the error after each count of steps.
-    """
-
-    choice: LayerChoice
-    predicted: Sequence[float]
-    too_few: int = -1
-    enough: int = field(init=False)
-    scale: float = 1.0
-    rounds: int = 0
-
-    def __post_init__(self) -> None:
-        self.enough = len(self.choice.order)
-
-    @property
-    def is_done(self) -> bool:
-        """Whether the shortest is found."""
-        return self.enough - self.too_few <= 1
-
-    def propose(self) -> int:
-        """Returns how many steps to take in the next measurement."""
-        self.rounds += 1
-        if self.rounds == 1:
-            return 0
-        if self.rounds - 1 > _NUM_GUESSES:
-            return (self.too_few + self.enough) // 2
-        fits = (count for count, error in enumerate(self.predicted) if error * self.scale <= _MARGIN)
-        return min(max(next(fits, self.enough), self.too_few + 1), self.enough - 1)
-
-    def learn(self, count: int, error: float, *, holds: bool) -> None:
-        """Takes in what was measured after so many steps."""
-        left = self.predicted[count]
-        if 0 < left < math.inf and math.isfinite(error):
-            self.scale = error / left
-        if holds:
-            self.enough = count
-        else:
-            self.too_few = count
