@@ -24,6 +24,7 @@ from trtq.calibrators.accumulator import Accumulator
 from trtq.calibrators.batches import Batches, Feed
 from trtq.calibrators.blocked import is_worth
 from trtq.calibrators.channels import ChannelLayout, ChannelStats, ChannelTally
+from trtq.calibrators.footprint import warn_of_footprint
 from trtq.calibrators.guard import MagnitudeGuard, create_guard
 from trtq.calibrators.kernel import count_table_bytes
 from trtq.calibrators.plan import PassPlan, plan_passes
@@ -142,10 +143,10 @@ def _start(
     seen = _accumulate(model, tensors, control)
     computed = [name for name in tensors if name not in first.arrays]
     look = survey if control.guards else survey_observed
-    inputs = select_inputs(model, first.arrays)
-    found, may_split = _survey_feed(
-        lambda feed: look(model, computed, feed, control.device), inputs, is_splittable(model, batches)
-    )
+    inputs, is_open = select_inputs(model, first.arrays), is_splittable(model, batches)
+    sample = slice_arrays(inputs, 0, 1) if is_open else inputs
+    warn_of_footprint(model, sample, control.memory_bytes, control.note)
+    found, may_split = _survey_feed(lambda feed: look(model, computed, feed, control.device), inputs, is_open)
     seen.raise_magnitudes(found.magnitudes)
     known = {**found.magnitudes, **measure_inputs(inputs)}
     plan = plan_passes(
