@@ -24,8 +24,11 @@ from trtq.lazy import defer
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
-_HARDLY_USED = ("sympy", "onnx_ir._symbolic_shapes")
-"""onnx_ir needs them for arithmetic with the names of axes; they take as long to import as all else of it."""
+_HARDLY_USED = (
+    "sympy", "onnx_ir._symbolic_shapes", "google.protobuf.json_format", "google.protobuf.text_format",
+)  # fmt: skip
+"""onnx_ir needs the first two for arithmetic with the names of axes; they take as long to import as all else
+of it. onnx needs the others for models as text."""
 _COLLECTED = (20_000, 10, 10)
 """How many new objects Python looks through for garbage at a time; with its own numbers that takes much of
 the time of a graph of thousands of nodes."""
