@@ -20,23 +20,34 @@ from trtq.temporary import open_temporary_folder
 
 _MARK, _MARKED = "Unique", "trtq_marked_"
 """The operator that reads a marked tensor: ONNX Runtime moves nothing past it. It is never run."""
+_IN_BLOCKS = (
+    "Add", "AveragePool", "BatchNormalization", "Clip", "Concat", "Conv", "HardSigmoid", "HardSwish",
+    "LeakyRelu", "MaxPool", "Mul", "Relu", "Sigmoid", "Sum", "Tanh",
+)  # fmt: skip
+"""What may compute in blocks, behind a convolution."""
 _BLOCK = 16
 """The most channels that lie side by side; of a multiple of it no block is filled up with zeros."""
-_ENOUGH_BYTES = 512 << 20
-"""Of tensors in all the data from which it pays to read the graph back, which takes some 0.03 to 0.1 s."""
+_ENOUGH_BYTES = 1 << 30
+"""Of such tensors in all the data from which it pays to read the graph back, which takes 0.04 to 0.1 s."""
 _MOST_WEIGHT_BYTES = 64 << 20
 
 
-def is_worth(model: ir.Model, tensor_bytes: float, device: str) -> bool:
+def is_worth(model: ir.Model, sizes: Mapping[str, int], num_runs: float, device: str) -> bool:
     """Returns whether a pass gains by a graph that is read back.
 
     Args:
         model: The float graph.
-        tensor_bytes: Of all that is observed, in all the data.
+        sizes: Bytes of the observed tensors in one run, by name.
+        num_runs: How many of these runs the data takes.
         device: Where the model runs.
     """
-    is_small = tensor_bytes < _ENOUGH_BYTES or count_weight_bytes(model) > _MOST_WEIGHT_BYTES
-    return device == "cpu" and not is_small and any(node.op_type == "Conv" for node in model.graph)
+    if device != "cpu" or count_weight_bytes(model) > _MOST_WEIGHT_BYTES:
+        return False
+    made = map_values_made(model)
+    makers = {name: made[name].producer() for name in sizes if name in made}
+    in_blocks = [name for name, node in makers.items() if node is not None and node.op_type in _IN_BLOCKS]
+    has_conv = any(node.op_type == "Conv" for node in model.graph)
+    return has_conv and sum(sizes[name] for name in in_blocks) * num_runs >= _ENOUGH_BYTES
 
 
 def open_blocked(

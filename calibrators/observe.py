@@ -159,7 +159,7 @@ def _start(
     if plan.note:
         control.note(plan.note)
     num_runs = _count_samples(batches) / (1 if may_split else max(1, first.num_samples))
-    is_free = is_worth(model, sum(found.sizes.values()) * num_runs, control.device)
+    is_free = is_worth(model, found.sizes, num_runs, control.device)
     unordered = [name for name in computed if is_free and name not in control.channels]
     if not control.guards:
         return _Start(found.magnitudes, plan, unordered, None)

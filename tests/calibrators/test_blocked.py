@@ -121,13 +121,14 @@ def test_a_machine_that_writes_no_files_shows_all_the_same(
 
 
 def test_a_graph_is_read_back_where_that_pays(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = _model()
-    assert is_worth(model, 1 << 30, "cpu")
-    assert not is_worth(model, 1 << 20, "cpu")
-    assert not is_worth(model, 1 << 30, "cuda")
-    assert not is_worth(ir.from_proto(onnx.parser.parse_model(_NO_CONV)), 1 << 30, "cpu")
+    model, sizes = _model(), {"hard": 1 << 20, "x": 1 << 30}
+    assert is_worth(model, sizes, 1 << 10, "cpu")
+    assert not is_worth(model, sizes, 1 << 9, "cpu")
+    assert not is_worth(model, sizes, 1 << 10, "cuda")
+    assert not is_worth(model, {"copy": 1 << 20}, 1 << 10, "cpu")  # Identity may compute in any order
+    assert not is_worth(ir.from_proto(onnx.parser.parse_model(_NO_CONV)), {"y": 1 << 30}, 9, "cpu")
     monkeypatch.setattr(blocked, "_MOST_WEIGHT_BYTES", session_module.count_weight_bytes(model) - 1)
-    assert not is_worth(model, 1 << 30, "cpu")
+    assert not is_worth(model, sizes, 1 << 10, "cpu")
 
 
 _NO_CONV = '<ir_version: 9, opset_import: ["" : 17]> net (float[N,3] x) => (float[N,3] y) { y = Relu(x) }'
