@@ -55,7 +55,7 @@ def open_blocked(
 ) -> tuple[Session, Mapping[str, str]]:
     """Returns a session that shows some tensors, and the outputs that do, by tensor.
 
-    The values are the same to the last bit; only their order may be another, but for the first axis.
+    The values are those of a run that fuses as much; their order may be another, but for the first axis.
 
     Args:
         model: It is not changed.
