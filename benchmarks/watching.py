@@ -155,7 +155,7 @@ def begin(subject: CalibrationSetup, *, is_blind: bool) -> Pass:
 
     taps = observe._GuardedTaps(open_guarded, guard, may_widen=True)
     tally, control = ChannelTally(), observe.PassControl()
-    observer = observe._Observer(model, TapsOpener(model), guard, plan, seen, tally, control)
+    observer = observe._Observer(model, TapsOpener(model).open, guard, plan, seen, tally, control)
     taken = time.process_time() - start
     parts = list(islice(observer._split(iter(batches), float("inf")), 64))
 

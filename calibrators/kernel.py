@@ -10,6 +10,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
+from threading import local
 from typing import Any
 
 import numpy as np
@@ -22,14 +23,15 @@ FIRST = (127 + SMALLEST_EXPONENT) << MANTISSA_BITS
 NUM_BINS = (255 << MANTISSA_BITS) - FIRST
 """Magnitudes from 2**-40 to the largest float; bin 0 also holds everything smaller, zeros above all."""
 
-_SCRATCH = 8
+_ZEROS = 8
+"""Further places of a row, where the compiled kernel counts zeros."""
 _LARGEST_UINT32 = (1 << 32) - 1
 _LARGEST_INT32 = (1 << 31) - 1
 _EMPTY = (_LARGEST_INT32, -_LARGEST_INT32 - 1)
 _BLOCK = 1 << 18
 
 Count = Callable[[NDArray[np.uint32], NDArray[np.uint32], NDArray[np.int32]], None]
-"""Adds values, given as their bits, to a table of NUM_BINS + 1 + 8 counts and to two extremes."""
+"""Adds values, given as their bits, to a table of NUM_BINS + 1 counts and to two extremes."""
 
 
 class Table:
@@ -41,7 +43,7 @@ class Table:
 
     def __init__(self, count: Count | None = None) -> None:
         self._count = count or choose_kernel()
-        self._counts = _take_zeros(NUM_BINS + 1 + _SCRATCH)
+        self._counts = _take_zeros(NUM_BINS + 1, np.uint32)
         self._extremes = _EMPTY
         self._num_values = 0
         self._earlier: NDArray[np.int64] | None = None
@@ -56,7 +58,7 @@ class Table:
             return 0.0
         if self._num_values + flat.size > _LARGEST_UINT32:
             self._earlier = self._sums(NUM_BINS)
-            self._counts = _take_zeros(self._counts.size)
+            self._counts = _take_zeros(NUM_BINS + 1, np.uint32)
             self._num_values = 0
         extremes = np.array(_EMPTY, np.int32)
         num_wrong = self._counts[NUM_BINS]
@@ -90,7 +92,7 @@ class Table:
 def count_table_bytes(magnitude: float) -> int:
     """Returns the most memory that a table takes of values up to this magnitude: pages that hold counts."""
     num_pages = -(-(_count_octaves(magnitude) << MANTISSA_BITS + 2) // mmap.PAGESIZE)
-    return (num_pages + 1) * mmap.PAGESIZE  # and one for the scratch behind them
+    return (num_pages + 1) * mmap.PAGESIZE  # and one for what is not finite
 
 
 def _count_octaves(magnitude: float) -> int:
@@ -100,17 +102,18 @@ def _count_octaves(magnitude: float) -> int:
     return max(1, math.frexp(magnitude)[1] - SMALLEST_EXPONENT)
 
 
-def _take_zeros(size: int) -> NDArray[np.uint32]:
-    """Returns zeros whose pages take memory once they are written to: uint32, shape (size,).
+def _take_zeros(size: int, dtype: type[np.integer[Any]]) -> NDArray[Any]:
+    """Returns zeros whose pages take memory once they are written to: shape (size,).
 
     `numpy.zeros` writes to them where malloc has freed memory at hand.
     """
     private = getattr(mmap, "MAP_PRIVATE", 0) | getattr(mmap, "MAP_ANONYMOUS", 0)
-    pages = mmap.mmap(-1, 4 * size, flags=private) if private else mmap.mmap(-1, 4 * size)
+    num_bytes = size * np.dtype(dtype).itemsize
+    pages = mmap.mmap(-1, num_bytes, flags=private) if private else mmap.mmap(-1, num_bytes)
     if hasattr(mmap, "MADV_NOHUGEPAGE"):  # of 2 MB, which hold two tables
         with suppress(OSError):  # of a kernel without such pages
             pages.madvise(mmap.MADV_NOHUGEPAGE)
-    return np.frombuffer(pages, np.uint32)
+    return np.frombuffer(pages, dtype)
 
 
 def is_compiled() -> bool:
@@ -126,7 +129,7 @@ def choose_kernel() -> Count:
 def count_with_numpy(
     values: NDArray[np.uint32], counts: NDArray[np.uint32], extremes: NDArray[np.int32]
 ) -> None:
-    """Does what `trtq_count` of kernel.c does, some seven times slower."""
+    """Does what `trtq_count_magnitudes` of kernel.c does, some seven times slower."""
     for start in range(0, values.size, _BLOCK):
         block = values[start : start + _BLOCK]
         bins = (block & np.uint32(np.iinfo(np.int32).max)) >> np.uint32(SHIFT)
@@ -164,16 +167,25 @@ def load_function(name: str, *types: Any) -> Any:
     return function
 
 
+class _Rows(local):
+    """What the compiled kernel counts in before it adds that to a table: two rows for each thread."""
+
+    def __init__(self) -> None:
+        self.place = _take_zeros(2 * (NUM_BINS + 1 + _ZEROS), np.uint16)
+
+
 @cache
 def _load_compiled() -> Count | None:
     """Returns the compiled kernel; None if there is none."""
     pointer, integer = ctypes.c_void_p, ctypes.c_int32
-    function = load_function("trtq_count", pointer, ctypes.c_size_t, pointer, pointer, *(integer,) * 3)
+    types = (pointer, ctypes.c_size_t, pointer, pointer, pointer, integer, integer, integer)
+    function = load_function("trtq_count_magnitudes", *types)
     if function is None:
         return None
+    rows = _Rows()
 
     def count(values: NDArray[np.uint32], counts: NDArray[np.uint32], extremes: NDArray[np.int32]) -> None:
-        sizes = (SHIFT, FIRST, NUM_BINS)
-        function(values.ctypes.data, values.size, counts.ctypes.data, extremes.ctypes.data, *sizes)
+        places = (counts.ctypes.data, rows.place.ctypes.data, extremes.ctypes.data)
+        function(values.ctypes.data, values.size, *places, SHIFT, FIRST, NUM_BINS)
 
     return count

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from threading import Lock
 from typing import Any
 
@@ -21,7 +22,9 @@ from numpy.typing import NDArray
 
 from trtq.calibrators.accumulator import Accumulator
 from trtq.calibrators.batches import Batches, Feed
+from trtq.calibrators.blocked import is_worth
 from trtq.calibrators.channels import ChannelLayout, ChannelStats, ChannelTally
+from trtq.calibrators.footprint import warn_of_footprint
 from trtq.calibrators.guard import MagnitudeGuard, create_guard
 from trtq.calibrators.kernel import count_table_bytes
 from trtq.calibrators.plan import PassPlan, plan_passes
@@ -124,11 +127,13 @@ class _Start:
     Attributes:
         magnitudes: Of all tensors; without a guard of those that are observed.
         plan: How the passes are made.
+        unordered: The tensors that may be shown in any order of their values.
         guard: What every part begins with, if anything is guarded.
     """
 
     magnitudes: Mapping[str, float]
     plan: PassPlan
+    unordered: Collection[str]
     guard: MagnitudeGuard | None
 
 
@@ -138,10 +143,10 @@ def _start(
     seen = _accumulate(model, tensors, control)
     computed = [name for name in tensors if name not in first.arrays]
     look = survey if control.guards else survey_observed
-    inputs = select_inputs(model, first.arrays)
-    found, may_split = _survey_feed(
-        lambda feed: look(model, computed, feed, control.device), inputs, is_splittable(model, batches)
-    )
+    inputs, is_open = select_inputs(model, first.arrays), is_splittable(model, batches)
+    sample = slice_arrays(inputs, 0, 1) if is_open else inputs
+    warn_of_footprint(model, sample, control.memory_bytes, control.note)
+    found, may_split = _survey_feed(lambda feed: look(model, computed, feed, control.device), inputs, is_open)
     seen.raise_magnitudes(found.magnitudes)
     known = {**found.magnitudes, **measure_inputs(inputs)}
     plan = plan_passes(
@@ -153,10 +158,18 @@ def _start(
     )
     if plan.note:
         control.note(plan.note)
+    num_runs = _count_samples(batches) / (1 if may_split else max(1, first.num_samples))
+    is_free = is_worth(model, found.sizes, num_runs, control.device)
+    unordered = [name for name in computed if is_free and name not in control.channels]
     if not control.guards:
-        return _Start(found.magnitudes, plan, None)
+        return _Start(found.magnitudes, plan, unordered, None)
     guard = create_guard(model, tensors, inputs, seen.magnitudes, may_widen=len(plan.groups) < 2)
-    return _Start(found.magnitudes, plan, guard)
+    return _Start(found.magnitudes, plan, unordered, guard)
+
+
+def _count_samples(batches: Batches) -> float:
+    """Returns how many samples there are, as far as that is known."""
+    return math.inf if batches.num_samples is None else batches.num_samples
 
 
 def _accumulate(model: ir.Model, tensors: Sequence[str], control: PassControl) -> Accumulator:
@@ -195,7 +208,8 @@ class PreparedPass:
         control = replace(self.control, shard=shard)
         tally = ChannelTally()
         guard = None if start.guard is None else start.guard.restart()
-        observer = _Observer(self.model, self.opener, guard, start.plan, seen, tally, control)
+        opener = partial(self.opener.open, unordered=start.unordered)
+        observer = _Observer(self.model, opener, guard, start.plan, seen, tally, control)
         for group in start.plan.groups or ((),):
             observer.observe(group, self.batches, progress)
             seen.close(group)
@@ -217,7 +231,7 @@ class _MicroBatch:
 @dataclass(frozen=True, slots=True)
 class _Observer:
     model: ir.Model
-    opener: TapsOpener
+    open: Callable[..., Taps]
     guard: MagnitudeGuard | None
     plan: PassPlan
     seen: Accumulator
@@ -233,8 +247,8 @@ class _Observer:
 
         def open_guarded(guard: MagnitudeGuard | None) -> Taps:
             if guard is None:
-                return self.opener.open(group, (), engine)
-            return self.opener.open(group, guard.watched if watches else (), engine, guard.doubtful)
+                return self.open(group, (), engine)
+            return self.open(group, guard.watched if watches else (), engine, guard.doubtful)
 
         taps = _GuardedTaps(open_guarded, self.guard, may_widen=len(plan.groups) < 2)
         start = position = self.seen.feeds[group[0]] if group else 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,10 +11,12 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
+from trtq.calibrators.blocked import open_blocked
 from trtq.calibrators.survey import add_magnitudes, map_values_made, read_magnitude
+from trtq.errors import ModelError
 from trtq.models.session import Session, SessionOptions, open_session, visit_tensors
 
-_Wanted = tuple[tuple[str, ...], tuple[str, ...], SessionOptions, frozenset[str]]
+_Wanted = tuple[tuple[str, ...], tuple[str, ...], SessionOptions, frozenset[str], frozenset[str]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +27,7 @@ class Taps:
         session: An `onnxruntime.InferenceSession`; None if only inputs of the model are observed.
         inputs: The inputs that the cut model still needs.
         given: The observed tensors that are inputs.
-        computed: The observed tensors that nodes make.
+        computed: The observed tensors that nodes make, with the outputs that show them.
         watched: The tensors that only give their largest and smallest value, by the outputs that give these.
         producers: What makes each computed tensor, for messages.
     """
@@ -32,7 +35,7 @@ class Taps:
     session: Session | None
     inputs: tuple[str, ...]
     given: tuple[str, ...]
-    computed: tuple[str, ...]
+    computed: Mapping[str, str]
     watched: Mapping[str, str]
     producers: Mapping[str, str]
 
@@ -48,13 +51,17 @@ class Taps:
         if self.session is None:
             return
 
-        def use(name: str, array: NDArray[Any]) -> None:
-            if name in self.watched:
-                magnitude(self.watched[name], read_magnitude(name, array.item()))
-            else:
-                tensor(name, array)
+        tensors = dict[str, list[str]]()
+        for name, output in self.computed.items():
+            tensors.setdefault(output, []).append(name)
 
-        outputs = [*self.computed, *self.watched]
+        def use(output: str, array: NDArray[Any]) -> None:
+            for name in tensors.get(output, ()):
+                tensor(name, array)
+            if output in self.watched:
+                magnitude(self.watched[output], read_magnitude(output, array.item()))
+
+        outputs = [*tensors, *self.watched]
         visit_tensors(self.session, outputs, {name: arrays[name] for name in self.inputs}, use)
 
 
@@ -64,6 +71,7 @@ def open_taps(
     watched: Sequence[str],
     engine: SessionOptions,
     doubtful: Collection[str] = (),
+    unordered: Collection[str] = (),
 ) -> Taps:
     """Returns a session that shows the named tensors, and the largest magnitudes of watched ones, no more.
 
@@ -76,6 +84,7 @@ def open_taps(
         watched: What is measured.
         engine: How it is run.
         doubtful: What of that may hold NaN.
+        unordered: What is shown in any order of its values but for the first axis, if that is faster.
 
     Raises:
         ModelError: ONNX Runtime cannot load the model.
@@ -84,17 +93,37 @@ def open_taps(
     given = tuple(name for name in tensors if name in inputs)
     computed = tuple(name for name in tensors if name not in inputs)
     if not computed and not watched:
-        return Taps(None, (), given, (), {}, {})
+        return Taps(None, (), given, {}, {}, {})
     cut = model.clone()
     made = map_values_made(cut)
-    cut.graph.outputs.clear()
-    cut.graph.outputs.extend(made[name] for name in computed)
-    outputs = add_magnitudes(cut, watched, doubtful)
-    RemoveUnusedNodesPass()(cut)
-    session = open_session(cut, optimize=True, engine=engine)
-    needed = tuple(item.name for item in session.get_inputs())
     producers = {name: _describe(made[name]) for name in computed}
-    return Taps(session, needed, given, computed, outputs, producers)
+    outputs = add_magnitudes(cut, watched, doubtful)
+    free = [name for name in computed if name in unordered and made[name].dtype is ir.DataType.FLOAT]
+    session, shown = _open(cut, computed, [*outputs], free, engine)
+    needed = tuple(item.name for item in session.get_inputs())
+    return Taps(session, needed, given, shown, outputs, producers)
+
+
+def _open(
+    model: ir.Model,
+    tensors: Sequence[str],
+    others: Sequence[str],
+    free: Sequence[str],
+    engine: SessionOptions,
+) -> tuple[Session, Mapping[str, str]]:
+    """Returns a session that shows tensors, free ones in any order, and the outputs that do, by tensor.
+
+    The model is changed.
+    """
+    if free:
+        fixed = [name for name in tensors if name not in free]
+        with suppress(ModelError, OSError):  # some graphs cannot be read back, some machines write no files
+            session, shown = open_blocked(model, [*fixed, *others], free, engine)
+            return session, {name: shown.get(name, name) for name in tensors}
+    made = map_values_made(model)
+    model.graph.outputs[:] = [made[name] for name in (*tensors, *others)]
+    RemoveUnusedNodesPass()(model)
+    return open_session(model, optimize=True, engine=engine), {name: name for name in tensors}
 
 
 class TapsOpener:
@@ -110,9 +139,11 @@ class TapsOpener:
         watched: Sequence[str],
         engine: SessionOptions,
         doubtful: Collection[str] = (),
+        unordered: Collection[str] = (),
     ) -> Taps:
         """See `open_taps`."""
-        wanted, last = (tuple(tensors), tuple(watched), engine, frozenset(doubtful)), self._last
+        wanted = (tuple(tensors), tuple(watched), engine, frozenset(doubtful), frozenset(unordered))
+        last = self._last
         if last is None or last[0] != wanted:
             self._last = None
             last = self._last = wanted, open_taps(self._model, *wanted)

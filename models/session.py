@@ -138,6 +138,7 @@ class SessionOptions:
             a user does. On processors without VNNI these saturate, so nothing is observed with them.
         profile: A folder for the times of all kernels, which `end_profiling` writes, and the graph that is
             run, `optimized.onnx`; None: neither.
+        optimized: Where the graph that is run is written, with its weights inside; None: nowhere.
     """
 
     device: str = "cpu"
@@ -147,6 +148,7 @@ class SessionOptions:
     packs_weights: bool = True
     fuses_qdq: bool = False
     profile: Path | None = None
+    optimized: Path | None = None
 
 
 def open_session(
@@ -187,6 +189,8 @@ def open_session(
         options.add_session_config_entry("session.disable_quant_qdq", "1")
     if engine.profile is not None:
         _profile(options, engine.profile)
+    if engine.optimized is not None:
+        options.optimized_model_filepath = str(engine.optimized)
     register_custom_ops(options)
     with _explain("load"):
         if isinstance(model, Path | bytes):

@@ -121,7 +121,7 @@ class CalibrationSpec:
         batch_size: Samples in a calibration batch.
         device: Where the float model runs during calibration.
         memory_bytes: Memory for the observed tensors, such as 512M or 4G. If they need more, calibration
-            reads the data several times. None: half of the free memory.
+            reads the data several times. The model itself comes on top. None: half of the free memory.
     """
 
     data: Data | None = setting(None, "--calib-data", metavar="DATA")

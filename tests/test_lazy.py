@@ -155,3 +155,21 @@ def test_a_command_imports_no_sympy() -> None:
     )
     told = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert told.stdout.splitlines()[-1] == "True False"
+
+
+def test_calibrating_by_one_method_imports_nothing_of_trials(demo_folder: Path, tmp_path: Path) -> None:
+    words = ["calibrate", str(demo_folder / "model.onnx"), "--calib-method", "entropy", "--quiet"]
+    words += ["--calib-data", str(demo_folder / "calibration.npz"), "-o", str(tmp_path / "ranges.json")]
+    names = [
+        "trtq.records",
+        "trtq.pipeline.judge.repairs",
+        "trtq.pipeline.judge.macs",
+        "trtq.pipeline.rewrite",
+    ]
+    names += ["trtq.pipeline.graph.repair", "polygraphy", "jinja2"]
+    program = (
+        f"import sys; from trtq.cli import main; main({words}, standalone_mode=False); "
+        f"print(type(sys.modules['google.protobuf.json_format']).__name__, {{*{names}}} & {{*sys.modules}})"
+    )
+    told = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert told.stdout.splitlines()[-1] == "_Deferred set()"

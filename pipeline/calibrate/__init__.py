@@ -33,7 +33,6 @@ from trtq.pipeline.graph.load import Graph, load, raise_opset
 from trtq.pipeline.graph.pictures import tell_of_pictures
 from trtq.pipeline.graph.placement import Placement
 from trtq.pipeline.graph.quantized import is_quantized
-from trtq.pipeline.graph.repair import repair_graph
 from trtq.pipeline.judge.witness import check_against_file
 from trtq.progress import Silent, Watcher, choose_watcher
 from trtq.workers import Workers
@@ -286,6 +285,8 @@ def load_to_quantize(
     for note in graph.notes:
         watcher.note(note)
     if is_quantized(graph.model):
+        from trtq.pipeline.graph.repair import repair_graph  # late: few models come quantized
+
         for_tensorrt = target.backend != "onnxruntime"
         graph = repair_graph(graph, watcher, requantize=target.requantize, for_tensorrt=for_tensorrt)
         placement = place_layers(graph, spec, target, Silent())

@@ -19,13 +19,7 @@ from trtq.calibrators.statistics import Statistics
 from trtq.models.spec import AUTO, SLOW_REPAIRS, Effort, ModelSpec
 from trtq.pipeline.graph.load import Graph
 from trtq.pipeline.graph.placement import DEFAULT_OP_TYPES, SOFTMAX, Placement
-from trtq.pipeline.judge.macs import count_macs
-from trtq.pipeline.judge.parts import list_judged_outputs
-from trtq.pipeline.judge.rows import SUFFIX, add_row_variants, measure_row_amaxes
-from trtq.pipeline.rewrite.channels.reobserve import Reobserver
-from trtq.pipeline.rewrite.channels.statistics import find_channel_layouts, observe_channels
 from trtq.progress import Watcher
-from trtq.records import NO_REPAIR_TRIED
 from trtq.workers import Workers
 
 if TYPE_CHECKING:
@@ -89,8 +83,13 @@ def improve_ranges(
     if not _may_try(placement, batches, spec) or not (by_trial or allowed):
         return take_ranges(graph, placement.formats, statistics, batches, spec, watcher)
     # Late: where nothing is tried, it is not needed.
+    from trtq.pipeline.judge.parts import list_judged_outputs
     from trtq.pipeline.judge.proposals import FEWEST_SAMPLES, RESCALING
     from trtq.pipeline.judge.repairs import find_repairs
+    from trtq.pipeline.judge.rows import SUFFIX, add_row_variants
+    from trtq.pipeline.rewrite.channels.reobserve import Reobserver
+    from trtq.pipeline.rewrite.channels.statistics import observe_channels
+    from trtq.records import NO_REPAIR_TRIED
 
     others = [method() for method in METHODS.values() if not isinstance(first, method)] if by_trial else []
     methods = {describe(method): method for method in (first, *others)}
@@ -145,6 +144,7 @@ def list_channels(
     if not (allowed and _may_try(placement, batches, spec)):
         return {}
     from trtq.pipeline.judge.proposals import CHANNEL_REPAIRS  # late, as above
+    from trtq.pipeline.rewrite.channels.statistics import find_channel_layouts
 
     return find_channel_layouts(graph.model, placement) if {*allowed} & CHANNEL_REPAIRS else {}
 
@@ -170,6 +170,8 @@ def take_ranges(
     first = choose_first(spec, tensors)
     ranges = estimate(statistics, first, tensors, spec.quantization.kind_of_ranges, tensors)
     if isinstance(first, EntropyWithRows):
+        from trtq.pipeline.judge.rows import add_row_variants  # late, as above
+
         amaxes = _row_amaxes(graph, tensors, batches, first, watcher)
         ranges, *_ = add_row_variants([ranges], amaxes, only=True)
     return RangeSearch(ranges, first)
@@ -195,6 +197,8 @@ def _are_floats(tensors: Mapping[str, Levels]) -> bool:
 def _row_amaxes(
     graph: Graph, tensors: Mapping[str, Levels], batches: Batches, method: Method, watcher: Watcher
 ) -> dict[str, float]:
+    from trtq.pipeline.judge.rows import measure_row_amaxes  # late, as above
+
     found = measure_row_amaxes(graph.model, tensors, batches)
     if not found and isinstance(method, EntropyWithRows):
         types = ",".join((*DEFAULT_OP_TYPES, SOFTMAX))
@@ -220,6 +224,7 @@ def _plan_budget(graph: Graph, batches: Batches, num_samples: int, effort: Effor
 
     It counts multiplications, not time, so that the same data gives the same result.
     """
+    from trtq.pipeline.judge.macs import count_macs
     from trtq.pipeline.judge.repairs import SampleBudget
 
     wanted = SampleBudget()

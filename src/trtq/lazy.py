@@ -14,8 +14,11 @@ from typing import Any
 
 from trtq.errors import MissingDependency
 
-_HARDLY_USED = ("sympy", "onnx_ir._symbolic_shapes")
-"""onnx_ir needs them for arithmetic with the names of axes; they take as long to import as all else of it."""
+_HARDLY_USED = (
+    "sympy", "onnx_ir._symbolic_shapes", "google.protobuf.json_format", "google.protobuf.text_format",
+)  # fmt: skip
+"""onnx_ir needs the first two for arithmetic with the names of axes; they take as long to import as all else
+of it. onnx needs the others for models as text."""
 _LOCK = RLock()
 
 

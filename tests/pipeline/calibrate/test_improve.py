@@ -21,6 +21,7 @@ from trtq.pipeline.calibrate.observation import observe_graph
 from trtq.pipeline.engine.target import Target
 from trtq.pipeline.graph.load import Graph, load
 from trtq.pipeline.graph.placement import Placement
+from trtq.pipeline.judge import macs as macs_module
 from trtq.pipeline.judge.repairs import SampleBudget
 from trtq.pipeline.quantize import quantize
 from trtq.progress import Log, Silent
@@ -195,7 +196,7 @@ def test_large_models_are_judged_on_fewer_samples(
     effort: Effort,
     budget: SampleBudget,
 ) -> None:
-    monkeypatch.setattr(improve, "count_macs", lambda *_: {"a": int(macs / 2), "b": int(macs / 2)})
+    monkeypatch.setattr(macs_module, "count_macs", lambda *_: {"a": int(macs / 2), "b": int(macs / 2)})
     assert improve._plan_budget(seen[0], seen[3], num_samples, effort) == budget
 
 
