@@ -49,7 +49,7 @@ from trtq.models.spec import (
 )
 from trtq.pipeline.build.keep import NO_KERNEL
 from trtq.pipeline.engine.backends import BACKENDS
-from trtq.pipeline.graph import attention, placement, worth
+from trtq.pipeline.graph import attention, packed, placement, worth
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -256,7 +256,7 @@ def test_every_page_of_the_design_is_named_in_its_index() -> None:
 def test_every_rule_of_placement_has_its_row_and_what_force_overrules_is_named() -> None:
     text = (ROOT / "docs" / "placement.md").read_text("utf-8")
     rows = re.findall(r"^\| ([a-z -]+) \| (?!what)", text, re.MULTILINE)
-    overruled = {*_rules_in(worth), NO_KERNEL.removesuffix(": ")}
+    overruled = {*_rules_in(worth), *_rules_in(packed), NO_KERNEL.removesuffix(": ")}
     first = rows.index("indices")
     assert {*rows[first:]} == overruled
     assert rows[-1] == "no-kernel"

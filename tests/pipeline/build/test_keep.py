@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,11 +14,13 @@ from small_builds import spec_of
 
 from trtq.calibrators.ranges import read_ranges
 from trtq.models.spec import EvaluationSpec
-from trtq.pipeline.build import build
+from trtq.pipeline import build as pipeline_build
+from trtq.pipeline.build import beside, build
 from trtq.pipeline.build.keep import keep_layers
 from trtq.pipeline.build.prepare import prepare
 from trtq.pipeline.calibrate import calibrate
 from trtq.pipeline.deliver.report import Report
+from trtq.pipeline.engine.rtx import TensorRtRtx
 from trtq.pipeline.engine.target import Target
 from trtq.pipeline.graph.load import load
 from trtq.pipeline.graph.quantized import find_quantized_layers
@@ -70,6 +73,30 @@ def test_what_has_qdq_runs_in_int8(packed: Path) -> None:
     assert "packed" not in marked(report)
     assert re.fullmatch(r"no-kernel: the builder ran it as [\w/]+ despite its Q/DQ", kept["packed"])
     assert "built in float, as the builder has no INT8 kernel for it: packed" in report.notes
+
+
+@pytest.mark.parametrize("is_run", [False, True])
+def test_what_is_built_twice_is_compared_as_it_is_built_last(
+    packed: Path, monkeypatch: pytest.MonkeyPatch, is_run: bool
+) -> None:
+    order = list[str]()
+    for place, name in ((pipeline_build, "compare_job"), (beside, "compare_job"), (TensorRtRtx, "build")):
+        monkeypatch.setattr(place, name, _noting(order, name, getattr(place, name)))
+    monkeypatch.setattr(TensorRtRtx, "is_judged_by_engine", is_run)
+    report = build(packed, spec=spec_of(packed), target=RTX)
+    assert order.count("build") == 2
+    assert order.count("compare_job") == (1 if is_run else 2)
+    assert not is_run or order[-1] == "compare_job"
+    assert {item.candidate for item in report.comparison} == {"int8", "fp16"}
+    assert report.evaluated_samples == 16
+
+
+def _noting(order: list[str], name: str, call: Callable[..., Any]) -> Callable[..., Any]:
+    def noted(*args: Any, **others: Any) -> Any:
+        order.append(name)
+        return call(*args, **others)
+
+    return noted
 
 
 def test_a_model_without_any_int8_kernel_is_warned_of(packed: Path) -> None:
