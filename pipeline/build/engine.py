@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -82,19 +83,36 @@ def build_engine(
         return EngineBuild(
             earlier.report.engine, dict(earlier.manifest.layers), commands, earlier.report.calibration
         )
-    request = _request(job, ranges, models, log)
+    with log.timed("build"):
+        request = _request(job, ranges, models, log)
     log.stage(f"Building with {job.backend.name}")
-    with ThreadPoolExecutor(1) as thread:
-        building = thread.submit(_build, job, models, request) if beside is not None else None
-        if beside is not None and building is not None:
-            beside(request.profiles, partial(_find_result, building))
+    if beside is not None:
+        built, described = _build_beside(job, models, request, beside, log)
+    else:
         with log.timed("build"):
-            built, described = _build(job, models, request) if building is None else building.result()
+            built, described = _build(job, models, request)
     if built.plan is not None:
         (stage / ENGINE).write_bytes(built.plan)
     if built.calibration_cache is not None:
         (stage / CACHE).write_bytes(built.calibration_cache)
     return described
+
+
+def _build_beside(
+    job: Job, models: ModelFiles, request: BuildRequest, beside: Beside, log: Log
+) -> tuple[BuiltEngine, EngineBuild]:
+    """Returns what the builder made while `beside` was called; ends the builder where that is interrupted."""
+    processes: list[subprocess.Popen[str]] = []
+    with ThreadPoolExecutor(1) as thread:
+        building = thread.submit(_build, job, models, replace(request, started=processes.append))
+        try:
+            beside(request.profiles, partial(_find_result, building))
+            with log.timed("build"):
+                return building.result()
+        except BaseException:
+            for process in processes:
+                process.kill()
+            raise
 
 
 def _find_result(building: Future[tuple[BuiltEngine, EngineBuild]]) -> EngineBuild | None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -82,6 +83,7 @@ class BuildRequest:
         precisions: What the builder may compute in besides FP32; empty: exactly what the file's types say.
         implicit: How the builder quantizes the model; None: it does not, the model is as it shall be.
         kept: The precision of nodes, by name, where the builder would choose a lower one of `precisions`.
+        started: Is given the builder's process when it has started, so that another thread can end it.
     """
 
     model: Path
@@ -92,6 +94,7 @@ class BuildRequest:
     precisions: tuple[Precision, ...] = ()
     implicit: ImplicitQuantization | None = None
     kept: Kept = field(default_factory=dict)
+    started: Callable[[subprocess.Popen[str]], None] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -48,16 +48,17 @@ class ProcessOutcome:
     warnings: tuple[str, ...]
 
 
+Started = Callable[[subprocess.Popen[str]], None]
 Work = Callable[[Mapping[str, Any], Path], Mapping[str, Any]]
 """Builds a request in a folder: leaves `plan` and `build.log` there, returns the answer."""
 
 
-def run_in_child(flavour: Flavour) -> Work:
-    """Returns the way to build in a process of its own, which may crash."""
+def run_in_child(flavour: Flavour, started: Started | None = None) -> Work:
+    """Returns the way to build in a process of its own, which may crash; `started` is given the process."""
 
     def work(request: Mapping[str, Any], place: Path) -> Mapping[str, Any]:
         (place / "request.json").write_text(json.dumps(request))
-        process = run_child(_BUILDER, place)
+        process = run_child(_BUILDER, place, started)
         if process.returncode != 0:
             with (place / "build.log").open("a") as log:
                 log.writelines(f"{line}\n" for line in process.stderr.strip().splitlines()[-6:])
@@ -89,10 +90,18 @@ def run(flavour: Flavour, request: BuildRequest, work: Work, **further: Any) -> 
         return ProcessOutcome((place / "plan").read_bytes(), answer, tuple(dict.fromkeys(log)))
 
 
-def run_child(module: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    """Returns the finished process that ran `module.main(folder)`."""
-    command = child_command(module, folder)
-    return subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
+def run_child(module: str, folder: Path, started: Started | None = None) -> subprocess.CompletedProcess[str]:
+    """Returns the finished process that ran `module.main(folder)`; it is ended where this is interrupted."""
+    command, pipe = child_command(module, folder), subprocess.PIPE
+    with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, errors="replace") as process:
+        try:
+            if started is not None:
+                started(process)
+            output, errors = process.communicate()
+        except BaseException:
+            process.kill()
+            raise
+    return subprocess.CompletedProcess(command, process.returncode, output, errors)
 
 
 def child_command(module: str, folder: Path) -> list[str]:

@@ -57,7 +57,7 @@ class TensorRtRtx(Backend):
         """Returns the engine; see `Backend.build`."""
         if reason := self.why_not():
             raise MissingDependency(f"backend {self.name}: {reason}")
-        outcome = run(_FLAVOUR, request, run_in_child(_FLAVOUR))
+        outcome = run(_FLAVOUR, request, run_in_child(_FLAVOUR, request.started))
         return BuiltEngine(outcome.plan, tuple(parse_log(outcome.answer["layers"])), outcome.warnings)
 
     def engine_runner(self, plan: bytes, name: str) -> Any:

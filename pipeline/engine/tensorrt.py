@@ -115,7 +115,7 @@ class TensorRt(Backend):
         trt = importlib.import_module(self.module)
         flavour = Flavour(self.module, f"TensorRT {trt.__version__}", inspects=True)
         if request.implicit is None:
-            return _built(run(flavour, request, run_in_child(flavour)))
+            return _built(run(flavour, request, run_in_child(flavour, request.started)))
         with ExitStack() as stack:
             calibrator = self._calibrator(trt, request.implicit, stack)
             shapes = request.implicit.shapes.items()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +24,7 @@ from trtq.pipeline.build.job import Job
 from trtq.pipeline.build.prepare import prepare
 from trtq.pipeline.deliver.names import ENGINE
 from trtq.pipeline.deliver.report import EngineReport
+from trtq.pipeline.engine import process
 from trtq.pipeline.engine.backend import BuildRequest, BuiltEngine
 from trtq.pipeline.engine.rtx import TensorRtRtx
 from trtq.pipeline.engine.target import Target
@@ -65,6 +67,33 @@ def test_models_are_compared_while_the_engine_is_built(small: Path, monkeypatch:
     monkeypatch.setattr(beside, "compare_job", compare_now)
     report = build(small, spec=_spec(small), target=RTX)
     assert (report.evaluated_samples, report.engine.fallbacks) == (64, ())
+
+
+def test_the_builder_is_ended_where_the_comparison_is_interrupted(
+    small: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started = Event()
+    (small.parent / "a_long_builder.py").write_text("import time\ndef main(folder): time.sleep(600)")
+    monkeypatch.syspath_prepend(small.parent)
+    monkeypatch.setattr(process, "_BUILDER", "a_long_builder")
+
+    def build_slowly(self: TensorRtRtx, request: BuildRequest) -> BuiltEngine:
+        def tell(child: subprocess.Popen[str]) -> None:
+            assert request.started is not None
+            request.started(child)
+            started.set()
+
+        return work(self, replace(request, started=tell))
+
+    def interrupt(*args: Any, **others: Any) -> Any:
+        assert started.wait(timeout=120)
+        raise KeyboardInterrupt
+
+    work = TensorRtRtx.build
+    monkeypatch.setattr(TensorRtRtx, "build", build_slowly)
+    monkeypatch.setattr(beside, "compare_job", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        build(small, spec=_spec(small), target=RTX)
 
 
 def _engine(*fallbacks: Fallback) -> EngineBuild:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
@@ -71,6 +72,22 @@ def test_the_child_has_the_import_path_of_its_parent(tmp_path: Path, monkeypatch
     monkeypatch.syspath_prepend(tmp_path)
     assert run_child("told", tmp_path).returncode == 0
     assert json.loads((tmp_path / "path.json").read_text()) == sys.path
+
+
+def test_a_child_is_ended_where_its_start_is_interrupted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "sleeping.py").write_text("import time\ndef main(folder): time.sleep(600)")
+    monkeypatch.syspath_prepend(tmp_path)
+    children = list[subprocess.Popen[str]]()
+
+    def interrupt(child: subprocess.Popen[str]) -> None:
+        children.append(child)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_child("sleeping", tmp_path, interrupt)
+    assert children[0].returncode == -signal.SIGKILL
 
 
 def test_the_builder_imports_nothing_large() -> None:
