@@ -234,7 +234,7 @@ class Report:
         notes: What was changed or decided on the way.
         warnings: What the user should look at.
         reused: What was taken from an earlier build: nothing, "ranges", "engine" or "everything".
-        timings_s: Seconds by stage, which add up: of an engine that is built while the models are compared, only
+        timings_s: Seconds by stage, which add up: of an engine that is built while models are compared, only
             how much longer it took.
         weights: What was done to the weights alone; None if nothing was.
         logits: Perplexity and divergence, where outputs are logits of a language model.
