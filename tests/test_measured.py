@@ -24,8 +24,8 @@ CALIBRATED = {
 }
 
 
-def results(name: str) -> Any:
-    return json.loads((ROOT / "benchmarks" / "results" / f"{name}-2026-11-21.json").read_bytes())
+def results(name: str, day: str = "2026-11-21") -> Any:
+    return json.loads((ROOT / "benchmarks" / "results" / f"{name}-{day}.json").read_bytes())
 
 
 def rows(text: str) -> list[list[str]]:
@@ -44,7 +44,7 @@ def test_every_file_of_results_that_is_named_is_there() -> None:
 
 
 def test_the_accuracy_is_that_of_the_results() -> None:
-    ours = results("accuracy-trtq")["models"]
+    ours = results("accuracy-trtq", "2026-11-30")["models"]
     theirs = {name: model["tools"] for name, model in results("accuracy-peers")["models"].items()}
     theirs |= {name: model["tools"] for name, model in results("accuracy-peers-nudenet")["models"].items()}
     wanted, ahead = [], []
@@ -60,7 +60,7 @@ def test_the_accuracy_is_that_of_the_results() -> None:
                 own["sqnr_db"],
                 theirs[name][best]["sqnr_db"],
                 best,
-                f"{own['layers_int8']} of {own['layers_marked']}",
+                f"{own['layers_realized']} of {own['layers_marked']}",
             ]
         )
     table = rows(MEASURED[MEASURED.index("| SQNR") : MEASURED.index("## FP8")])[1:]
