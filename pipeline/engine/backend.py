@@ -202,7 +202,8 @@ class Backend(ABC):
     @property
     def is_judged_by_engine(self) -> bool:
         """Whether what it builds is judged by running that, and not by the model that it is built from."""
-        return False
+        kind = type(self)
+        return kind.runner is not Backend.runner or kind.model_runner is not Backend.model_runner
 
     def runner(self, plan: bytes, name: str) -> Any:
         """Returns a Polygraphy runner of an engine, named so; None if a build is not judged by running it."""

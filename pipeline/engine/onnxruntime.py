@@ -38,7 +38,6 @@ class OnnxRuntime(Backend):
     """ONNX Runtime, CPU execution provider. The engine is the ONNX file."""
 
     name = "onnxruntime"
-    is_judged_by_engine = True
     runs_fp16 = False
     fuses_attention = False
     takes_scales_by_matrix = True

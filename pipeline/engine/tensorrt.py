@@ -57,7 +57,6 @@ class TensorRt(Backend):
     memory: Callable[[], DeviceMemory] = CudaMemory
     oldest: tuple[int, ...] = (8, 6)
     name: ClassVar[str] = "tensorrt"
-    is_judged_by_engine: ClassVar[bool] = True
 
     @property
     def lacks(self) -> Mapping[str, str]:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from trtq.pipeline.judge.parts import PASSED_ON
 
 _NEAR = 1e-3
-"""A value is the constant if it differs by a smaller share: in FP16 it may be rounded."""
+"""A value is the constant if it differs by a smaller share of it: in FP16 it may be rounded."""
 _SCATTERS = ("Scatter", "ScatterElements", "ScatterND")
 
 
@@ -29,9 +29,14 @@ class Filled:
     part: str
 
     def separate(self, output: NDArray[Any]) -> NDArray[Any]:
-        """Returns an output with zeros in the place of the constant."""
-        is_filled = np.abs(output.astype(np.float64) - self.number) <= _NEAR * abs(self.number)
-        return np.where(is_filled, np.zeros((), output.dtype), output)
+        """Returns an output with zeros in the place of the constant; other values shrink near it.
+
+        That has no step. Values may be as large as the constant, such as shares of 0.999 beside a 1, and one
+        model may round to it what another one does not.
+        """
+        values = output.astype(np.float64)
+        shares = np.abs(values - self.number) / abs(self.number)
+        return np.asarray(values * np.clip((shares - _NEAR) / (1 - _NEAR), 0, 1), output.dtype)
 
 
 def find_filled(model: ir.Model) -> dict[str, Filled]:

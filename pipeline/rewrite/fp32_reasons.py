@@ -20,7 +20,7 @@ from trtq.pipeline.graph.worth import REARRANGING
 from trtq.pipeline.rewrite.indices import find_index_nodes
 from trtq.pipeline.rewrite.operator_types import find_types
 from trtq.pipeline.rewrite.positions import find_position_nodes
-from trtq.pipeline.rewrite.shares import find_share_nodes
+from trtq.pipeline.rewrite.shares import DIVISORS, find_share_nodes
 
 _FLOAT = ir.DataType.FLOAT
 _ENDS = f"FP16 ends at {FP16.largest:g}"
@@ -43,8 +43,6 @@ _KEEPS_FILL = REARRANGING - {"Concat"} | {"Trilu"}
 
 _GUARDS = ("Add", "Clip", "Max", "Where")
 """What keeps a divisor from zero by a small constant: an epsilon."""
-_DIVISORS = {"Div": 1, "Log": 0, "Reciprocal": 0}
-"""Which input of these operators must not be zero."""
 
 
 class Fp32Reasons:
@@ -162,7 +160,7 @@ def _find_guarded(graph: ir.Graph) -> dict[ir.Node, str]:
     """
     guarded: dict[ir.Node, str] = {}
     for node in graph:
-        place = _DIVISORS.get(node.op_type)
+        place = DIVISORS.get(node.op_type)
         if place is None or (divisor := node.inputs[place]) is None:
             continue
         maker, chain = _follow_back(divisor)

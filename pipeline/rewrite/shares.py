@@ -20,8 +20,8 @@ _KEEPS_SHARES = REARRANGING | {
     "Where",
 }  # fmt: skip
 """What makes shares, or numbers as small, of shares; no layer, after which they are numbers like others."""
-_READERS = {"Div": 1, "Log": 0, "Reciprocal": 0}
-"""Which input of these operators must not be rounded to zero."""
+DIVISORS = {"Div": 1, "Log": 0, "Reciprocal": 0}
+"""Which input of these operators must not be zero."""
 
 
 def find_share_nodes(graph: ir.Graph, half: FloatFormat) -> dict[ir.Node, str]:
@@ -48,7 +48,7 @@ def find_share_nodes(graph: ir.Graph, half: FloatFormat) -> dict[ir.Node, str]:
 
 def _explain(node: ir.Node, rounded: set[ir.Value], rests: set[ir.Value], half: str) -> str:
     """Returns why a node needs shares in FP32; empty if it does not."""
-    read = node.inputs[_READERS[node.op_type]] if node.op_type in _READERS else None
+    read = node.inputs[DIVISORS[node.op_type]] if node.op_type in DIVISORS else None
     if read is None or read not in (rounded if node.op_type == "Log" else rests):
         return ""
     does = "has a logarithm" if node.op_type == "Log" else "divides"

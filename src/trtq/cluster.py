@@ -267,7 +267,7 @@ def _knock(address: str) -> None:
 def cancel_tasks(ray: Any, references: Collection[Any], *, force: bool) -> list[Any]:
     """Cancels tasks whose results nobody wants, but for those about to finish, and returns which.
 
-    Ray aborts this process if a task finishes just when it is cancelled (ray-project/ray#54798).
+    Ray aborts this process if a task finishes just when it is cancelled (seen with 2.60).
 
     Args:
         ray: The module.
